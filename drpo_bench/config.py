@@ -1,0 +1,194 @@
+"""The configuration of one run: a frozen pydantic tree, its canonical JSON and its run id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from pathlib import PurePath
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from drpo_bench.loss_configs import DRPOConfig, LossConfig, Number
+from drpo_bench.precision_configs import PrecisionConfig
+from drpo_bench.task_configs import ArithmeticConfig, Frozen, TaskConfig
+
+SCHEMA_VERSION = 1  # of config.json: raised when a field changes its name or meaning
+NUMERICS_VERSION = 1  # of the numbers: raised when the same config gives other results than before
+
+SIZES = ("nano", "micro", "mini", "small")
+
+
+class ModelConfig(Frozen):
+    """The policy: a size trained from scratch, or a Hugging Face checkpoint."""
+
+    name: str = Field(default="nano", min_length=1, description="nano, micro, mini, small, a directory or a hub id.")
+    architecture: Literal["qwen3"] = Field(default="qwen3", description="Of from-scratch models.")
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the weights come from the warm start and not from a checkpoint."""
+        return self.name in SIZES
+
+
+class WarmstartConfig(Frozen):
+    """Supervised training of a from-scratch model on worked solutions, in fp32."""
+
+    target: float = Field(default=0.3, ge=0, le=1, description="Sampled held-out accuracy at which it stops.")
+    max_steps: int = Field(default=2000, ge=1, description="It fails if the target is not reached by then.")
+    batch_size: int = Field(default=64, ge=1, description="Worked solutions a step.")
+    lr: float = Field(default=2e-3, gt=0, description="AdamW's learning rate, after a linear warm-up.")
+    warmup_steps: int = Field(default=50, ge=0, description="Steps of linear warm-up.")
+    eval_every: int = Field(default=25, ge=1, description="Steps between measurements of the accuracy.")
+    eval_problems: int = Field(default=256, ge=1, description="Held-out problems of a measurement.")
+
+
+class RolloutConfig(Frozen):
+    """How rollouts are sampled."""
+
+    engine: Literal["torch"] = Field(default="torch", description="The engine that samples.")
+    problems_per_batch: int = Field(default=64, ge=1, description="Problems a rollout batch.")
+    group_size: int = Field(default=8, ge=2, description="Responses a problem.")
+    max_new_tokens: int = Field(default=64, ge=1, description="A longer response is truncated.")
+    temperature: float = Field(default=1.0, gt=0, description="Logits are divided by it, in engine and trainer.")
+    top_p: float = Field(default=1.0, description="Only 1: below it the sampler renormalises mu.")
+    lag: int = Field(default=0, ge=0, description="Batches between sampling and training on it.")
+
+    @model_validator(mode="after")
+    def _unrestricted(self) -> RolloutConfig:
+        if self.top_p != 1.0:
+            raise ValueError("top_p must be 1 in training: below it mu is renormalised and pi is not")
+        return self
+
+
+class TrainConfig(Frozen):
+    """How the policy is updated."""
+
+    steps: int = Field(default=100, ge=1, description="Rollout batches.")
+    updates_per_batch: int = Field(default=4, ge=1, description="Optimizer steps a rollout batch, one pass.")
+    lr: float = Field(default=3e-4, gt=0, description="AdamW's learning rate.")
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's decoupled weight decay.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's first-moment decay.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's second-moment decay.")
+    aggregation: Literal[
+        "token_mean", "seq_mean_token_sum", "seq_mean_token_mean", "seq_mean_token_sum_norm"
+    ] = Field(default="token_mean", description="How token losses become one number.")
+    advantage: Literal["mean", "group_std", "rloo", "none"] = Field(
+        default="mean", description="How rewards become advantages, within each group."
+    )
+    anchor: Literal["mu", "old", "prox"] = Field(default="mu", description="The ratio's denominator.")
+    horizon: int | None = Field(
+        default=None, ge=1, description="Norm of seq_mean_token_sum_norm; rollout.max_new_tokens by default."
+    )
+    max_grad_norm: Number = Field(default=1.0, gt=0, description="Gradient-norm clip; inf turns it off.")
+    microbatch_tokens: int = Field(
+        default=16384, ge=1, description="Padded tokens of one forward pass; the gradient does not depend on it."
+    )
+
+
+class EvalConfig(Frozen):
+    """Evaluation on fixed held-out problems, and the collapse detector that reads it."""
+
+    every: int = Field(default=10, ge=1, description="Steps between evaluations; 0 and the last are always measured.")
+    problems: int = Field(default=256, ge=1, description="Held-out problems.")
+    greedy: bool = Field(default=True, description="Also measure greedy accuracy.")
+    collapse_fraction: float = Field(default=0.5, gt=0, lt=1, description="Collapsed below this share of the peak...")
+    collapse_patience: int = Field(default=2, ge=1, description="...for so many evaluations in a row.")
+
+
+class MetricsConfig(Frozen):
+    """The cost of looking: mismatch, staleness and drift take a forward pass over the batch each."""
+
+    every: int = Field(default=1, ge=1, description="Steps between measurements of mismatch, staleness and drift.")
+
+
+class RuntimeConfig(Frozen):
+    """Where a run computes; part of its identity, since it changes the order of sums."""
+
+    threads: int = Field(default=1, ge=1, description="CPU threads of a run.")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Device of trainer and torch engine.")
+
+
+class CheckpointConfig(Frozen):
+    """How often a run can be resumed from; not part of its identity."""
+
+    every: int = Field(default=20, ge=1, description="Steps between checkpoints; the last step always has one.")
+    keep: int = Field(default=1, ge=1, description="Checkpoints kept.")
+
+
+class ExperimentInfo(Frozen):
+    """What an experiment is called and what it asks; not part of a run's identity."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Folder under the results directory.")
+    question: str = Field(default="", description="The question that the figures should answer.")
+
+
+class RunConfig(Frozen):
+    """Everything that determines one run."""
+
+    experiment: ExperimentInfo
+    seed: int = Field(default=0, ge=0, description="Of the warm start, data order and sampling.")
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = ArithmeticConfig()
+    warmstart: WarmstartConfig = WarmstartConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    loss: LossConfig = DRPOConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _groups_fill_minibatches(self) -> RunConfig:
+        groups, updates = self.rollout.problems_per_batch, self.train.updates_per_batch
+        if groups % updates:
+            raise ValueError(
+                f"rollout.problems_per_batch ({groups}) must be a multiple of train.updates_per_batch ({updates})"
+            )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that determine the result, as canonical data."""
+        data = canonical(self.model_dump(exclude={"experiment", "checkpoint"}))
+        assert isinstance(data, dict)
+        return data | {"schema_version": SCHEMA_VERSION}
+
+    @property
+    def run_id(self) -> str:
+        """`<model>-<precision>-<loss>-s<seed>-<8 hex of sha256>`; only the hash identifies."""
+        digest = content_hash(self.identity())[:8]
+        model = re.sub(r"[^A-Za-z0-9.]+", "_", PurePath(self.model.name).name)
+        return f"{model}-{self.precision.name}-{self.loss.id}-s{self.seed}-{digest}"
+
+    def warmstart_key(self) -> str:
+        """Content hash of what determines the warm start: not the loss, precision, rollout or training."""
+        fields = self.model_dump(include={"seed", "model", "task", "warmstart", "runtime"})
+        fields |= {"temperature": 1.0, "max_new_tokens": self.rollout.max_new_tokens}
+        return content_hash(canonical(fields) | {"numerics_version": NUMERICS_VERSION})[:16]
+
+
+def canonical(value: Any) -> Any:
+    """Plain JSON data of a config: infinities become the string "inf", integral floats stay floats."""
+    if isinstance(value, dict):
+        return {str(key): canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    if isinstance(value, float) and math.isinf(value):
+        return "inf"
+    return value
+
+
+def content_hash(data: Any) -> str:
+    """sha256 of the canonical JSON text of `data`."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_run_config(data: dict[str, Any]) -> RunConfig:
+    """The RunConfig of a config.json; the keys that describe the run beside it are dropped."""
+    extra = {"run_id", "schema_version", "numerics_version", "warmstart_sha256"}
+    return RunConfig.model_validate({key: value for key, value in data.items() if key not in extra})

@@ -1,0 +1,132 @@
+"""What is measured, with the same code for every loss. Names and definitions are documented in docs/metrics.md.
+
+Every function returns plain floats; a quantity over no tokens is left out, never a made-up zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from drpo_bench.ops import kl_k1, kl_k3, probability_shift
+from drpo_bench.types import LOG_RATIO_LIMIT, Rollout
+
+BUCKETS = (
+    ("u_le_0.01", 0.0, 0.01),
+    ("u_0.01_0.1", 0.01, 0.1),
+    ("u_0.1_0.5", 0.1, 0.5),
+    ("u_0.5_0.9", 0.5, 0.9),
+    ("u_gt_0.9", 0.9, 1.0),
+)
+LOW_PROBABILITY = 0.01
+BAD_FALL = 0.5  # a negative token whose probability fell further than this
+
+
+def rollout_metrics(rollouts: Sequence[Rollout], rewards: Tensor) -> dict[str, float]:
+    """Reward [P, G], response length and truncation of a rollout batch."""
+    lengths = [len(r.response_ids) for r in rollouts]
+    return {
+        "reward/mean": float(rewards.mean()),
+        "reward/zero_variance_frac": float((rewards == rewards[:, :1]).all(dim=1).float().mean()),
+        "response/length_mean": sum(lengths) / len(lengths),
+        "response/tokens": float(sum(lengths)),
+        "response/truncated_frac": sum(r.truncated for r in rollouts) / len(rollouts),
+    }
+
+
+def divergence_metrics(group: str, x: Tensor, m: Tensor, lengths: Sequence[int]) -> dict[str, float]:
+    """How far logprobs `x` [N] of the sampled tokens are from `m` [N]; `lengths` are the rollouts' token counts.
+
+    KLs are KL(m || x) on tokens sampled from mu: k1 is the mean of m - x, k3 of exp(x - m) - 1 - (x - m).
+    Ratios are exp(x - m); `ess_*` is (sum r)^2 / (n sum r^2) over tokens or over sequence products;
+    `chi2_token` is the mean of r^2 minus 1; `ppl_ratio` exp(mean(m) - mean(x)); `mult_prob_error` the
+    mean of exp(|x - m|). Everything is computed in float64.
+    """
+    x, m = x.double(), m.double()
+    log_ratio = x - m
+    clamped = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    ratio, shift = clamped.exp(), probability_shift(x, m).abs()
+    sequence = pad_sequence(list(log_ratio.split(list(lengths))), batch_first=True).sum(dim=1)
+    values = {
+        "k1": kl_k1(x, m).mean(),
+        "k3": kl_k3(m + clamped, m).mean(),
+        "tv_mean": shift.mean(),
+        "tv_max": shift.max(),
+        "logprob_absdiff_mean": log_ratio.abs().mean(),
+        "logprob_absdiff_max": log_ratio.abs().max(),
+        "mult_prob_error": clamped.abs().exp().mean(),
+        "ppl_ratio": (m.mean() - x.mean()).exp(),
+        "ratio_min": ratio.min(),
+        "ratio_max": ratio.max(),
+        "chi2_token": ratio.square().mean() - 1,
+        "ess_token": effective_sample_share(clamped),
+        "ess_seq": effective_sample_share(sequence),
+    }
+    values |= percentiles("ratio", ratio, (1, 50, 99)) | percentiles("seq_logratio", sequence, (1, 50, 99))
+    result = {f"{group}/{name}": float(value) for name, value in values.items()}
+    if len(x) > 1 and x.exp().std() > 0 and m.exp().std() > 0:
+        result[f"{group}/pearson"] = float(torch.corrcoef(torch.stack([x.exp(), m.exp()]))[0, 1])
+    return result
+
+
+def effective_sample_share(log_weights: Tensor) -> Tensor:
+    """(sum w)^2 / (n sum w^2) of weights exp(log_weights), in (0, 1]."""
+    weights = (log_weights - log_weights.max()).exp()
+    return weights.sum().square() / (len(weights) * weights.square().sum())
+
+
+def percentiles(name: str, values: Tensor, points: Sequence[int]) -> dict[str, Tensor]:
+    """`<name>_p<point>` for each point."""
+    levels = torch.tensor([point / 100 for point in points], dtype=values.dtype, device=values.device)
+    return {
+        f"{name}_p{point}": value for point, value in zip(points, values.quantile(levels), strict=True)
+    }
+
+
+def offpolicy_metrics(x: Tensor, m: Tensor, advantages: Tensor, lengths: Sequence[int]) -> dict[str, float]:
+    """Everything off-policy, pi against mu: the divergences, their parts by mu bucket and advantage sign."""
+    result = divergence_metrics("offpolicy", x, m, lengths)
+    log_ratio, shift, mu = (x - m).double(), probability_shift(x, m).abs().double(), m.exp()
+    result["offpolicy/clamped_frac"] = float((log_ratio.abs() >= LOG_RATIO_LIMIT).double().mean())
+    result["offpolicy/lowprob_frac"] = float((mu <= LOW_PROBABILITY).double().mean())
+    parts = {name: (mu > low) & (mu <= high) for name, low, high in BUCKETS}
+    parts |= {"pos": advantages > 0, "neg": advantages < 0}
+    for name, chosen in parts.items():
+        separator = "_" if name in ("pos", "neg") else "/"
+        if chosen.any():
+            result[f"offpolicy/tv_mean{separator}{name}"] = float(shift[chosen].mean())
+            ratio = log_ratio[chosen].clamp(max=LOG_RATIO_LIMIT).exp()
+            result[f"offpolicy/ratio_max{separator}{name}"] = float(ratio.max())
+        result[f"offpolicy/tokens{separator}{name}"] = float(chosen.sum())
+    return result
+
+
+def weight_metrics(gradients: Tensor, x: Tensor, m: Tensor, advantages: Tensor) -> dict[str, float]:
+    """The loss's gradient weight w, from g = d(-L)/dx = A r w, over the tokens with A != 0 of all updates.
+
+    `gradients` [N] are g, `x` pi's logprobs at the moment of the update, `m` the anchor's.
+    """
+    used = advantages != 0
+    result: dict[str, float] = {"update/tokens": float(len(advantages)), "update/tokens_used": float(used.sum())}
+    if not used.any():
+        return result
+    fall = (m.exp() - x.exp() > BAD_FALL) & (advantages < 0)
+    gradients, x, m, advantages = (values[used].double() for values in (gradients, x, m, advantages))
+    ratio = (x - m).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    weight = gradients / (advantages * ratio)
+    result |= {
+        "update/w_mean": float(weight.mean()),
+        "update/w_absdev": float((weight - 1).abs().mean()),
+        "update/w_neg_frac": float((weight < 0).double().mean()),
+        "update/w_max": float(weight.max()),
+        "update/w_min": float(weight.min()),
+        "update/bad_frac": float(fall.double().mean()),
+    }
+    for name, chosen in (("pos", advantages > 0), ("neg", advantages < 0)):
+        result[f"update/tokens_{name}"] = float(chosen.sum())
+        if chosen.any():
+            result[f"update/clip_frac_{name}"] = float((weight[chosen] == 0).double().mean())
+    return result

@@ -1,0 +1,139 @@
+"""Policies: from-scratch models by size, Hugging Face checkpoints, and the trainer's two copies of the weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from drpo_bench import precision
+from drpo_bench.config import ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+# Sizes of from-scratch models; parameters without the embedding: 0.2 M, 1.1 M, 5.2 M, 29.5 M.
+SIZES: dict[str, dict[str, int]] = {
+    "nano": {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256},
+    "micro": {"hidden_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 432},
+    "mini": {"hidden_size": 320, "num_hidden_layers": 5, "num_attention_heads": 8, "intermediate_size": 768},
+    "small": {"hidden_size": 640, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1280},
+}
+CONTEXT = 2048
+SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
+
+
+def wrap_tokenizer(tokenizer: Any) -> PreTrainedTokenizerFast:
+    """A task's `tokenizers.Tokenizer` as transformers loads and saves it."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL_TOKENS
+    )
+
+
+def build_model(config: ModelConfig, vocab_size: int, seed: int) -> PreTrainedModel:
+    """A freshly initialised fp32 model of one of the sizes; a pure function of its arguments."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    size = SIZES[config.name]
+    heads = size["num_attention_heads"]
+    model_config = CONFIG_MAPPING[config.architecture](
+        vocab_size=vocab_size,
+        **size,
+        num_key_value_heads=heads // 2,
+        head_dim=size["hidden_size"] // heads,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        initializer_range=size["hidden_size"] ** -0.5,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
+    return model
+
+
+def load_checkpoint(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A checkpoint directory or hub id, in fp32 with its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(name)
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """Weights (safetensors), config and tokenizer, as `AutoModelForCausalLM.from_pretrained` reads them."""
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def response_logits(model: PreTrainedModel, input_ids: Tensor, gather: Tensor) -> Tensor:
+    """float32 logits [N, V] at the flattened positions `gather` of right-padded `input_ids` [B, T].
+
+    Only the positions asked for reach the head. No attention mask: padding stands on the right,
+    where causal attention never looks.
+    """
+    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    return head_logits(model, hidden.flatten(0, 1)[gather])
+
+
+def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """The model's head in float32: [N, H] -> [N, V]."""
+    head = model.get_output_embeddings()
+    if hidden.dtype == torch.float32:
+        return head(hidden)  # type: ignore[no-any-return]
+    bias = None if head.bias is None else head.bias.float()
+    return F.linear(hidden.float(), head.weight.float(), bias)
+
+
+class Policy:
+    """The trained policy: fp32 master weights, and a model that computes in the trainer's precision.
+
+    `model` and the masters are the same tensors in fp32. Otherwise the model holds the masters rounded,
+    gradients are gathered into the masters in fp32, and `publish` rounds the updated masters again.
+    """
+
+    def __init__(self, master: PreTrainedModel, dtype: str, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self.master = master.to(device)
+        self.emulated = not precision.is_native(dtype, device)
+        if dtype == "fp32":
+            self.model = self.master
+            return
+        self.model = copy.deepcopy(self.master)
+        if self.emulated:
+            precision.emulate_compute(self.model, dtype)
+        else:
+            self.model.to(precision.DTYPES[dtype])
+        self.publish()
+
+    def pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        """(master, compute) parameters; tied ones once."""
+        return zip(self.master.parameters(), self.model.parameters(), strict=True)
+
+    @torch.no_grad()
+    def gather_gradients(self) -> None:
+        """Add the compute model's gradients to the masters', in fp32, and clear them."""
+        if self.model is self.master:
+            return
+        for master, compute in self.pairs():
+            if compute.grad is not None:
+                grad = precision.round_to(compute.grad, self.dtype) if self.emulated else compute.grad.float()
+                master.grad = grad if master.grad is None else master.grad.add_(grad)
+                compute.grad = None
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the masters into the compute model."""
+        if self.model is self.master:
+            return
+        for master, compute in self.pairs():
+            compute.copy_(precision.round_to(master, self.dtype) if self.emulated else master)

@@ -1,0 +1,105 @@
+"""Number formats: which the hardware has, and faithful emulation of those it lacks.
+
+Emulation keeps tensors in fp32, rounds values onto the format's grid where the real arithmetic would
+store them (inputs and outputs of every layer, outputs of every decoder block) and multiplies in fp32.
+Logits stay fp32. Rounding is a cast there and back, so autograd rounds the activation gradients too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+E4M3_MAX = 448.0
+
+
+def is_native(dtype: str, device: torch.device) -> bool:
+    """Whether the device multiplies this format in hardware; else it is emulated and labelled so."""
+    if dtype == "fp32":
+        return True
+    if device.type == "cuda":
+        return dtype == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if dtype == "bf16":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False  # a CPU's fp16 backward is 16 times slower than fp32 where there is one at all
+
+
+def round_to(values: Tensor, dtype: str) -> Tensor:
+    """Values on the grid of `dtype`, held in float32; the gradient is rounded likewise."""
+    return values if dtype == "fp32" else values.to(DTYPES[dtype]).float()
+
+
+def round_e4m3(values: Tensor) -> Tensor:
+    """Nearest float8 e4m3fn value (ties to even) of float32 values within +-448, held in float32.
+
+    Adding and subtracting 1.5 * 2^23 * step rounds to a multiple of step in the fp32 adder; the step is
+    2^-3 of the value's binade and 2^-9 below the smallest normal 2^-6. Twice as fast as a cast there and back.
+    """
+    binade = (values.view(torch.int32) & 0x7F800000).view(torch.float32).clamp_(min=2.0**-6)
+    magic = binade.mul_(1.5 * 2.0**20)
+    return (values + magic).sub_(magic)
+
+
+def quantise_e4m3(values: Tensor) -> Tensor:
+    """Round to e4m3 with one dynamic scale a row (last dimension): amax maps to 448."""
+    scale = values.abs().amax(-1, keepdim=True).clamp_(min=1e-12).div_(E4M3_MAX)
+    return round_e4m3((values / scale).clamp_(-E4M3_MAX, E4M3_MAX)).mul_(scale)
+
+
+def decoder_linears(model: nn.Module) -> list[nn.Linear]:
+    """The linear layers that fp8 covers: all but embeddings, head, router and norms."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+
+
+def emulate_compute(model: nn.Module, dtype: str) -> None:
+    """Make a fp32 model round its activations (and, in backward, their gradients) onto the grid of `dtype`."""
+    if dtype == "fp32":
+        return
+
+    def round_all(value: object) -> object:
+        if isinstance(value, Tensor) and value.dtype == torch.float32:
+            if getattr(value, "on_grid", None) == dtype:  # a layer's output that is the next one's input
+                return value
+            rounded = round_to(value, dtype)
+            rounded.on_grid = dtype  # type: ignore[attr-defined]
+            return rounded
+        if isinstance(value, tuple):
+            return tuple(round_all(item) for item in value)
+        return value
+
+    def round_input(module: nn.Module, args: tuple[object, ...]) -> object:
+        return round_all(args)
+
+    def round_output(module: nn.Module, args: tuple[object, ...], output: object) -> object:
+        return round_all(output)
+
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    blocks = [child for module in model.modules() if isinstance(module, nn.ModuleList) for child in module]
+    leaves = [module for module in model.modules() if not list(module.children()) and module is not head]
+    for module in leaves:
+        module.register_forward_pre_hook(round_input)
+    for module in [*leaves, *blocks]:
+        module.register_forward_hook(round_output)
+    head.register_forward_pre_hook(round_input)
+
+
+def quantise_inputs(linears: Iterable[nn.Linear]) -> None:
+    """Make each linear layer quantise its input to e4m3, one dynamic scale a token."""
+
+    def quantise(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        inputs = args[0]
+        if not hasattr(inputs, "as_e4m3"):  # queries, keys and values share one input
+            inputs.as_e4m3 = quantise_e4m3(inputs.float()).to(inputs.dtype)  # type: ignore[attr-defined]
+        return (inputs.as_e4m3, *args[1:])  # type: ignore[attr-defined]
+
+    for linear in linears:
+        linear.register_forward_pre_hook(quantise)
+
+
+def cast_weights(source: Tensor, dtype: str, fp8: bool) -> Tensor:
+    """fp32 weights as the engine sees them: on the grid of `dtype`, or e4m3 with a scale an output channel."""
+    return quantise_e4m3(source) if fp8 else round_to(source, dtype)

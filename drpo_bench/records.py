@@ -1,0 +1,107 @@
+"""The run directory: atomic json, append-only jsonl, status. The files are the only truth."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+State = Literal["pending", "running", "finished", "collapsed", "failed"]
+DONE: tuple[State, ...] = ("finished", "collapsed")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Replace `path` atomically: a reader sees the old file or the new one, never a part."""
+    write_text(path, json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The data of a json file."""
+    return json.loads(path.read_text())
+
+
+def plain(value: float) -> float | str:
+    """A metric as strict JSON can hold it: non-finite numbers become "nan", "inf" or "-inf"."""
+    return value if math.isfinite(value) else str(value)
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Append one line, flushed to the operating system, so that a killed process loses none."""
+    line = {key: plain(value) if isinstance(value, float) else value for key, value in record.items()}
+    with path.open("a") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a jsonl file; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            record = json.loads(line)
+            for key in record.keys() - {"step"}:
+                if record[key] in ("nan", "inf", "-inf"):
+                    record[key] = float(record[key])
+            yield record
+
+
+def truncate_records(path: Path, last_step: int) -> None:
+    """Drop what a killed run wrote after its checkpoint, so that resuming writes it once."""
+    if path.exists():
+        lines = [json.dumps(_strict(r)) for r in read_records(path) if r["step"] <= last_step]
+        write_text(path, "".join(line + "\n" for line in lines))
+
+
+def _strict(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: plain(value) if isinstance(value, float) else value for key, value in record.items()}
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths and small files of one run, `<out>/<experiment>/runs/<run_id>/`."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def env(self) -> Path:
+        return self.path / "env.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def status(self) -> dict[str, Any]:
+        """The run's status; `pending` before it started."""
+        path = self.path / "status.json"
+        return read_json(path) if path.exists() else {"state": "pending"}
+
+    def set_status(self, state: State, **fields: Any) -> None:
+        """Replace the status; fields that are not given again are gone."""
+        write_json(self.path / "status.json", {"state": state, "updated_at": time.time()} | fields)

@@ -1,0 +1,1 @@
+"""Rollout engines: what samples responses and reports the behaviour policy's logprobs."""

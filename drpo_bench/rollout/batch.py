@@ -1,0 +1,57 @@
+"""A graded rollout batch, and the queue that makes rollouts `lag` batches old."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from drpo_bench.types import Rollout
+
+
+@dataclass
+class RolloutBatch:
+    """The rollouts of one batch, group by group, with their rewards [P, G].
+
+    Flat logprobs are [N] over the response tokens of all rollouts in order. `metrics` are what was
+    measured when the batch was sampled; `old_logprobs` the trainer's at the sampling weights, if asked for.
+    """
+
+    step: int  # the batch's number, from 0
+    rollouts: list[Rollout]
+    rewards: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+    old_logprobs: Tensor | None = None
+
+    @property
+    def mu_logprobs(self) -> Tensor:
+        """The engine's logprobs of all response tokens, [N]."""
+        return torch.cat([rollout.mu_logprobs for rollout in self.rollouts])
+
+    @property
+    def lengths(self) -> list[int]:
+        """Response tokens of each rollout."""
+        return [len(rollout.response_ids) for rollout in self.rollouts]
+
+
+class RolloutQueue:
+    """Batches between sampling and training.
+
+    Before the updates of batch t the rollouts of batch t + lag are sampled with the current weights, so
+    batches 0..lag all come from version 0 and no batch beyond the last is ever sampled.
+    """
+
+    def __init__(self, generate: Callable[[int], RolloutBatch], lag: int, num_batches: int) -> None:
+        self.generate, self.lag, self.num_batches = generate, lag, num_batches
+        self.waiting: list[RolloutBatch] = []
+
+    def next(self, step: int) -> RolloutBatch:
+        """Sample what is due before the updates of batch `step`, and return that batch."""
+        first = self.waiting[-1].step + 1 if self.waiting else step
+        for number in range(first, min(step + self.lag, self.num_batches - 1) + 1):
+            self.waiting.append(self.generate(number))
+        batch = self.waiting.pop(0)
+        assert batch.step == step, f"batch {batch.step} stood in the queue at step {step}"
+        return batch

@@ -1,0 +1,58 @@
+"""The protocol of a rollout engine, and the random numbers that make sampling a pure function."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sampled continuation: ids with the stop token if one was sampled, and their logprobs [n]."""
+
+    token_ids: tuple[int, ...]
+    logprobs: Tensor
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample: `temperature` 0 is greedy, whose logprobs are those at temperature 1."""
+
+    temperature: float
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+
+
+class RolloutEngine(Protocol):
+    """Samples from its own copy of the weights, in its own precision."""
+
+    emulated: bool
+
+    def load_weights(self, model: PreTrainedModel) -> None:
+        """Take over the weights of an fp32 model, in memory."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], group_size: int, seeds: np.ndarray, sampling: Sampling
+    ) -> list[list[Response]]:
+        """`group_size` responses for each prompt; `seeds` [P, G] uint64, one a response."""
+
+
+def sample_seeds(run_seed: int, purpose: str, step: int, num_problems: int, group_size: int) -> np.ndarray:
+    """Seeds `[P, G]` uint64: a pure function of (run seed, purpose, step, problem, sample)."""
+    digest = hashlib.sha256(f"{purpose}/{run_seed}/{step}".encode()).digest()
+    base = np.random.SeedSequence(int.from_bytes(digest[:16], "big"))
+    return base.generate_state(num_problems * group_size, np.uint64).reshape(num_problems, group_size)
+
+
+def uniforms(seed: int, count: int) -> np.ndarray:
+    """The random numbers of one response, one a position: uniform in [0, 1), float64."""
+    return np.random.Generator(np.random.Philox(key=int(seed))).random(count)

@@ -1,0 +1,1 @@
+"""Sweeps: from an experiment file to finished runs."""

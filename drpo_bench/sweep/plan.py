@@ -1,0 +1,221 @@
+"""An experiment file and its sweep: TOML, `--set`, axes that multiply, include and exclude rules."""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from drpo_bench.config import ExperimentInfo, RunConfig
+from drpo_bench.errors import UserError, did_you_mean, explain
+
+# Short axis names, and the field of the config that each one sets.
+AXES = {"model": "model.name", "architecture": "model.architecture"}
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A resolved experiment file: its name, its source and every run of its sweep."""
+
+    info: ExperimentInfo
+    source: str
+    runs: tuple[RunConfig, ...]
+    axes: tuple[str, ...]
+
+
+def load_experiment(name: str, overrides: list[str] | None = None, only: str | None = None) -> Experiment:
+    """Read an experiment file (a path, or the name of a shipped one) and expand its sweep.
+
+    Raises UserError naming file and field for everything that is wrong with it.
+    """
+    path = find_experiment(name)
+    try:
+        data = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a TOML file: {error}") from None
+    for override in overrides or []:
+        apply_override(data, override)
+    return expand(data, str(path), parse_only(only) if only else {})
+
+
+def find_experiment(name: str) -> Path:
+    """A path as given, or `<name>.toml` among the shipped experiments."""
+    path = Path(name)
+    if path.suffix == ".toml" or path.exists():
+        if not path.is_file():
+            raise UserError(f"{name}: no such experiment file")
+        return path
+    shipped = {p.stem: p for folder in shipped_folders() for p in sorted(folder.glob("*.toml"))}
+    if name not in shipped:
+        hint = did_you_mean(name, shipped) or f"; shipped: {', '.join(shipped)}"
+        raise UserError(f"{name}: neither a file nor a shipped experiment{hint}")
+    return shipped[name]
+
+
+def shipped_folders() -> list[Path]:
+    """Where shipped experiments lie: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    return [folder for folder in (package / "experiments", package.parent / "experiments") if folder.is_dir()]
+
+
+def apply_override(data: Table, override: str) -> None:
+    """Apply one `--set a.b=c`; c is a TOML value, or a bare string."""
+    key, sign, text = override.partition("=")
+    if not sign or not key.strip():
+        raise UserError(f"--set {override}: must be field=value")
+    set_field(data, key.strip(), toml_value(text.strip()), source="--set")
+
+
+def toml_value(text: str) -> Any:
+    """A TOML value, or the text itself where it is none: `--set loss.id=drpo` needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def set_field(data: Table, dotted: str, value: Any, source: str) -> None:
+    """Set `a.b.c` in nested tables, making the tables on the way."""
+    *parents, last = dotted.split(".")
+    table = data
+    for depth, part in enumerate(parents):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise UserError(f"{source}: {dotted}: {'.'.join(parents[: depth + 1])} is not a table")
+    table[last] = value
+
+
+def has_field(data: Table, dotted: str) -> bool:
+    """Whether `a.b.c` is set in nested tables."""
+    node: Any = data
+    for part in dotted.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def parse_only(text: str) -> dict[str, list[Any]]:
+    """`loss=drpo,precision=bf16` as a rule; an axis that is named twice allows both values."""
+    rule: dict[str, list[Any]] = {}
+    for part in text.split(","):
+        axis, sign, value = part.partition("=")
+        if not sign:
+            raise UserError(f"--only {text}: must be axis=value[,axis=value]")
+        rule.setdefault(axis.strip(), []).append(toml_value(value.strip()))
+    return rule
+
+
+def expand(data: Table, source: str, only: Mapping[str, Any]) -> Experiment:
+    """Every run of the sweep, in the order of the axes, each one once."""
+    base = deepcopy(data)
+    sweep = base.pop("sweep", {})
+    if not isinstance(sweep, dict):
+        raise UserError(f"{source}: sweep: must be a table of axes")
+    exclude = _rules(sweep.pop("exclude", []), source, "exclude")
+    include = _rules(sweep.pop("include", []), source, "include")
+    _check_axes(base, sweep, source)
+    for rule in exclude:
+        _check_rule(rule, sweep, base, f"{source}: sweep.exclude")
+    _check_rule(only, sweep, base, "--only")
+
+    runs: dict[str, RunConfig] = {}
+    for point in _points(sweep, include, source):
+        if not any(_matches(point, rule, base) for rule in exclude) and _matches(point, only, base):
+            run = _resolve(base, point, source)
+            runs.setdefault(run.run_id, run)
+    if not runs:
+        raise UserError(f"{source}: sweep: no run is left after exclude and --only")
+    first = next(iter(runs.values()))
+    return Experiment(first.experiment, source, tuple(runs.values()), tuple(sweep))
+
+
+def _points(sweep: Table, include: list[Table], source: str) -> Iterator[Table]:
+    """Axis values of each run: the product of the axes, then of each include rule with the axes it leaves open."""
+    yield from _product(sweep)
+    for number, rule in enumerate(include):
+        for axis, value in rule.items():
+            if isinstance(value, list) and not value:
+                raise UserError(f"{source}: sweep.include[{number}].{axis}: is empty")
+        listed = {axis: value if isinstance(value, list) else [value] for axis, value in rule.items()}
+        yield from _product({**sweep, **listed})
+
+
+def _product(axes: Table) -> Iterator[Table]:
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def _resolve(base: Table, point: Table, source: str) -> RunConfig:
+    """One validated run: class defaults < file and --set < the point's axis values."""
+    data = deepcopy(base)
+    for axis, value in point.items():
+        if axis in ("task", "precision") and isinstance(value, str):
+            value = {"name": value} if axis == "task" else {"preset": value}
+        set_field(data, AXES.get(axis, axis), deepcopy(value), source)
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise explain(error, source, RunConfig) from None
+
+
+def _rules(rules: Any, source: str, kind: str) -> list[Table]:
+    if not isinstance(rules, list) or not all(isinstance(rule, dict) and rule for rule in rules):
+        raise UserError(f"{source}: sweep.{kind}: must be a list of tables")
+    return rules
+
+
+def _check_axes(base: Table, sweep: Table, source: str) -> None:
+    for axis, values in sweep.items():
+        if not isinstance(values, list):
+            raise UserError(f"{source}: sweep.{axis}: must be a list of values")
+        if not values:
+            raise UserError(f"{source}: sweep.{axis}: is empty")
+        if axis == "loss" and not all(isinstance(value, dict) for value in values):
+            raise UserError(f"{source}: sweep.loss: must be a list of tables, each with an id")
+        if axis.split(".")[0] not in {*RunConfig.model_fields, *AXES}:
+            hint = did_you_mean(axis, [*RunConfig.model_fields, *AXES, "include", "exclude"])
+            raise UserError(f"{source}: sweep.{axis}: unknown axis{hint}")
+        if has_field(base, AXES.get(axis, axis)):
+            raise UserError(f"{source}: {AXES.get(axis, axis)}: also a sweep axis; set sweep.{axis} instead")
+
+
+def _check_rule(rule: Mapping[str, Any], sweep: Table, base: Table, source: str) -> None:
+    for axis in rule:
+        if axis not in sweep and not has_field(base, AXES.get(axis, axis)):
+            raise UserError(f"{source}: {axis}: not an axis of this sweep{did_you_mean(axis, sweep)}")
+
+
+def _matches(point: Table, rule: Mapping[str, Any], base: Table) -> bool:
+    """Whether every entry of the rule holds; a list allows any of its values."""
+    for axis, wanted in rule.items():
+        value = point.get(axis, _base_value(base, AXES.get(axis, axis)))
+        allowed = wanted if isinstance(wanted, list) else [wanted]
+        if not any(_equal(value, item) for item in allowed):
+            return False
+    return True
+
+
+def _base_value(base: Table, dotted: str) -> Any:
+    node: Any = base
+    for part in dotted.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def _equal(value: Any, wanted: Any) -> bool:
+    """A table matches its id, name or preset, or a table of some of its entries."""
+    if isinstance(value, dict) and isinstance(wanted, dict):
+        return all(value.get(key) == item for key, item in wanted.items())
+    if isinstance(value, dict):
+        return bool(wanted in (value.get("id"), value.get("name"), value.get("preset")))
+    return bool(value == wanted)

@@ -1,0 +1,256 @@
+"""The RL loop of one run: sample, grade, update, measure, record, checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drpo_bench.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
+from drpo_bench.collapse import CollapseDetector
+from drpo_bench.config import NUMERICS_VERSION, SCHEMA_VERSION, RunConfig, canonical
+from drpo_bench.environment import describe_environment
+from drpo_bench.evaluate import Evaluator, grade
+from drpo_bench.losses import make_loss
+from drpo_bench.metrics import divergence_metrics, offpolicy_metrics, rollout_metrics
+from drpo_bench.models import Policy, load_checkpoint as load_pretrained
+from drpo_bench.optim import NonFinite, Optimizer
+from drpo_bench.records import RunDir, append_record, truncate_records, write_json
+from drpo_bench.rollout.alarm import check_mismatch
+from drpo_bench.rollout.batch import RolloutBatch, RolloutQueue
+from drpo_bench.rollout.engine import Sampling, sample_seeds
+from drpo_bench.rollout.torch_engine import TorchEngine
+from drpo_bench.scoring import score
+from drpo_bench.tasks import make_task
+from drpo_bench.text import TextCodec
+from drpo_bench.types import Rollout
+from drpo_bench.update import flatten, update_policy
+from drpo_bench.warmstart import ensure_warmstart
+
+SAMPLES_KEPT = 4  # rollouts written to samples.jsonl at each evaluation
+
+
+class Trainer:
+    """One run: its policy, engines, queue and files."""
+
+    def __init__(self, config: RunConfig, run_dir: RunDir, cache: Path) -> None:
+        self.config, self.run_dir = config, run_dir
+        self.device = torch.device(config.runtime.device)
+        self.clock: dict[str, float] = {}
+        self.started, self.time_before = time.monotonic(), 0.0
+        run_dir.path.mkdir(parents=True, exist_ok=True)
+        run_dir.set_status("running", phase="start", step=0, steps=config.train.steps)
+
+        source, sha256 = config.model.name, None
+        if config.model.from_scratch:
+            warmstart = ensure_warmstart(config, cache, self._report_warmstart)
+            source, sha256 = str(warmstart.directory), warmstart.sha256
+        model, tokenizer = load_pretrained(source)
+        self.task, self.codec = make_task(config.task), TextCodec(tokenizer)
+        self.engine = TorchEngine(model, config.precision.rollout, self.device)
+        self.policy = Policy(model, config.precision.trainer, self.device)
+        self.optimizer = Optimizer(self.policy, config.train)
+        params = config.loss.model_dump(exclude={"id"})
+        self.loss = make_loss(config.loss.id, config.train.anchor, **params)
+        rollout = config.rollout
+        self.sampling = Sampling(rollout.temperature, rollout.max_new_tokens, self.codec.stop_ids)
+        self.evaluator = Evaluator(
+            self.task, self.codec, config.eval.problems, rollout.max_new_tokens, config.eval.greedy
+        )
+        self.eval_engine = TorchEngine.shared(self.policy.model, self.device)
+        self.queue = RolloutQueue(self.generate, rollout.lag, config.train.steps)
+        self.collapse = CollapseDetector(config.eval.collapse_fraction, config.eval.collapse_patience)
+        self.step = 0  # batches trained on, which is also the policy's version
+        self._write_headers(sha256)
+        self._resume()
+
+    def train(self) -> None:
+        """Train to the end; every batch leaves one record, and the last state is the run's status."""
+        config = self.config
+        if self.step == 0:
+            self.record(self.evaluate())
+        while self.step < config.train.steps:
+            record: dict[str, Any] = {}
+            with self.timed("rollout"):
+                batch = self.queue.next(self.step)
+            try:
+                record |= self.train_on(batch)
+            except NonFinite as error:
+                self.step += 1
+                self.finish_non_finite(str(error))
+                return
+            self.step += 1
+            last = self.step == config.train.steps
+            if last or self.step % config.eval.every == 0:
+                record |= self.evaluate()
+                self.write_samples(batch)
+            self.record(record)
+            if last or self.step % config.checkpoint.every == 0:
+                self.save()
+        state = "collapsed" if self.collapse.step is not None else "finished"
+        self.run_dir.set_status(state, **self.progress())
+
+    def generate(self, number: int) -> RolloutBatch:
+        """Sample and grade rollout batch `number` with the current weights; measure the mismatch."""
+        config = self.config
+        count, group_size = config.rollout.problems_per_batch, config.rollout.group_size
+        problems = [self.task.problem("train", config.seed, number * count + i) for i in range(count)]
+        prompts = self.codec.encode([problem.prompt for problem in problems])
+        self.engine.load_weights(self.policy.master)
+        seeds = sample_seeds(config.seed, "train", number, count, group_size)
+        groups = self.engine.generate(prompts, group_size, seeds, self.sampling)
+        verdicts = grade(self.task, self.codec, problems, groups)
+        rollouts = [
+            Rollout(index, prompts[index], r.token_ids, r.logprobs, r.truncated, policy_version=self.step)
+            for index, group in enumerate(groups)
+            for r in group
+        ]
+        rewards = torch.tensor([[verdict.reward for verdict in row] for row in verdicts])
+        batch = RolloutBatch(number, rollouts, rewards, rollout_metrics(rollouts, rewards))
+        statuses = [verdict.status for row in verdicts for verdict in row]
+        for status in ("correct", "wrong", "unparsable"):
+            batch.metrics[f"grading/{status}_frac"] = statuses.count(status) / len(statuses)
+        if self.is_measured(number) or config.train.anchor == "old":
+            with self.timed("mismatch"):
+                batch.old_logprobs, _ = self.score(batch)
+            mismatch = divergence_metrics("mismatch", batch.old_logprobs, batch.mu_logprobs, batch.lengths)
+            check_mismatch(mismatch["mismatch/logprob_absdiff_mean"], config.precision)
+            batch.metrics |= mismatch
+        return batch
+
+    def train_on(self, batch: RolloutBatch) -> dict[str, float]:
+        """The updates of one batch, with what is measured before and after them. Raises NonFinite."""
+        config, record = self.config, dict(batch.metrics)
+        measured, prox_logprobs = self.is_measured(batch.step), None
+        if measured or config.train.anchor == "prox":
+            with self.timed("staleness"):
+                prox_logprobs, entropy = self.score(batch)
+            record["policy/entropy"] = float(entropy.double().mean())
+        flat = flatten(batch, config.train.advantage, prox_logprobs, self.device)
+        with self.timed("update"):
+            record |= update_policy(self.policy, self.optimizer, self.loss, batch, flat, config)
+        if measured:
+            assert prox_logprobs is not None and batch.old_logprobs is not None
+            with self.timed("drift"):
+                after, _ = self.score(batch)
+            mu, lengths = batch.mu_logprobs, batch.lengths
+            record |= divergence_metrics("staleness", prox_logprobs, batch.old_logprobs, lengths)
+            record |= divergence_metrics("drift", after, prox_logprobs, lengths)
+            record |= offpolicy_metrics(after, mu, flat.advantages.cpu(), lengths)
+        return record
+
+    def score(self, batch: RolloutBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logprobs, entropy) [N] of the batch under the current policy."""
+        config = self.config
+        return score(self.policy, batch.rollouts, config.rollout.temperature, config.train.microbatch_tokens)
+
+    def is_measured(self, number: int) -> bool:
+        """Whether mismatch, staleness and drift of batch `number` are measured; the first always is."""
+        return number % self.config.metrics.every == 0
+
+    def evaluate(self) -> dict[str, float]:
+        """`eval/*` of the current weights, and the collapse detector's verdict on them."""
+        with self.timed("eval"):
+            result = self.evaluator(self.eval_engine)
+        self.collapse.observe(self.step, result[f"eval/{self.task.name}/accuracy"])
+        return result
+
+    def record(self, values: dict[str, Any]) -> None:
+        """Append the record of the current step; phases' seconds since the last one under `time/`."""
+        times = {f"time/{phase}": seconds for phase, seconds in self.clock.items()}
+        tokens = values.get("response/tokens")
+        if tokens:
+            times["perf/rollout_tokens_per_s"] = tokens / self.clock["rollout"] if "rollout" in self.clock else 0.0
+            times["perf/update_tokens_per_s"] = tokens / self.clock["update"]
+        self.clock.clear()
+        line = {"step": self.step, "time_s": self.seconds()} | dict(sorted(values.items())) | times
+        append_record(self.run_dir.metrics, line)
+        self.run_dir.set_status("running", **self.progress())
+
+    def finish_non_finite(self, reason: str) -> None:
+        """A loss or gradient was not finite: the run ends here, collapsed."""
+        self.record({})
+        self.collapse.step = self.step
+        self.run_dir.set_status("collapsed", **self.progress(), reason="non_finite", detail=reason)
+
+    def progress(self) -> dict[str, Any]:
+        """What status.json says of a run that has started."""
+        fields: dict[str, Any] = {"step": self.step, "steps": self.config.train.steps, "seconds": self.seconds()}
+        fields["accuracy"] = self.collapse.last
+        if self.collapse.step is not None:
+            fields |= {"collapse_step": self.collapse.step, "reason": "accuracy"}
+        return fields
+
+    def seconds(self) -> float:
+        """Seconds of this run, over all its sittings."""
+        return self.time_before + time.monotonic() - self.started
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the block's seconds to `time/<phase>`."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.clock[phase] = self.clock.get(phase, 0.0) + time.monotonic() - begin
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step."""
+        with self.timed("checkpoint"):
+            state = {"collapse": self.collapse.state(), "seconds": self.seconds()}
+            save_checkpoint(
+                self.run_dir.checkpoints,
+                self.step,
+                self.policy,
+                self.optimizer,
+                self.codec,
+                self.queue.waiting,
+                state,
+                self.config.checkpoint.keep,
+            )
+
+    def write_samples(self, batch: RolloutBatch) -> None:
+        """A few of the batch's rollouts as text with their logprobs, for people to read."""
+        for rollout, reward in list(zip(batch.rollouts, batch.rewards.flatten().tolist(), strict=True))[:SAMPLES_KEPT]:
+            prompt, response = self.codec.decode([rollout.prompt_ids, rollout.response_ids])
+            line = {"step": self.step, "problem": prompt, "response": response, "reward": reward}
+            line["policy_version"] = rollout.policy_version
+            line["mu_logprobs"] = [round(value, 5) for value in rollout.mu_logprobs.tolist()]
+            append_record(self.run_dir.samples, line)
+
+    def _write_headers(self, warmstart_sha256: str | None) -> None:
+        config = self.config
+        identity = {"run_id": config.run_id, "schema_version": SCHEMA_VERSION, "numerics_version": NUMERICS_VERSION}
+        resolved = canonical(config.model_dump()) | identity | {"warmstart_sha256": warmstart_sha256}
+        write_json(self.run_dir.config, resolved)
+        environment = describe_environment(config.runtime.threads, self.device)
+        environment["emulated"] = {"trainer": self.policy.emulated, "rollout": self.engine.emulated}
+        write_json(self.run_dir.env, environment)
+
+    def _resume(self) -> None:
+        """Continue from the last checkpoint; records that were written after it are dropped."""
+        steps = checkpoint_steps(self.run_dir.checkpoints)
+        last = steps[-1] if steps else -1
+        truncate_records(self.run_dir.metrics, last)
+        truncate_records(self.run_dir.samples, last)
+        if steps:
+            state, self.queue.waiting = load_checkpoint(
+                self.run_dir.checkpoints, last, self.policy, self.optimizer
+            )
+            self.step, self.time_before = state["step"], state["seconds"]
+            self.collapse.restore(state["collapse"])
+
+    def _report_warmstart(self, step: int, accuracy: float) -> None:
+        if step % 10 == 0:
+            maximum = self.config.warmstart.max_steps
+            self.run_dir.set_status("running", phase="warm start", step=step, steps=maximum, accuracy=accuracy)
+
+
+def train(config: RunConfig, experiment_dir: Path, cache: Path) -> None:
+    """Train one configuration into `<experiment_dir>/runs/<run_id>/`, or finish what is there."""
+    torch.set_num_threads(config.runtime.threads)
+    Trainer(config, RunDir(experiment_dir / "runs" / config.run_id), cache).train()

@@ -1,0 +1,110 @@
+"""The warm start: supervised training of a from-scratch model on worked solutions, cached by content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from drpo_bench.batching import PaddedBatch, pad_rollouts
+from drpo_bench.config import RunConfig, canonical
+from drpo_bench.evaluate import accuracy, distinct_problems
+from drpo_bench.models import build_model, response_logits, save_model, wrap_tokenizer
+from drpo_bench.records import append_record, write_json
+from drpo_bench.rollout.engine import Sampling
+from drpo_bench.rollout.torch_engine import TorchEngine
+from drpo_bench.tasks import Task, make_task
+from drpo_bench.text import TextCodec
+from drpo_bench.types import Rollout
+
+HELD_OUT_SEED = 1  # of the problems that decide when to stop; drawn from the train split
+Report = Callable[[int, float], None]  # (step, sampled accuracy so far)
+
+
+@dataclass(frozen=True)
+class Warmstart:
+    """A trained starting point on disk, as `from_pretrained` loads it."""
+
+    directory: Path
+    sha256: str
+
+
+def ensure_warmstart(config: RunConfig, cache: Path, report: Report) -> Warmstart:
+    """The warm start of a run, trained now unless the cache has it.
+
+    Safe when several workers want it at once: one trains under a lock, the others wait. Raises
+    RuntimeError if the target accuracy is not reached within max_steps.
+    """
+    from filelock import FileLock
+
+    directory = cache / config.warmstart_key()
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{directory}.lock"):
+        if not directory.exists():
+            unfinished = directory.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            train_warmstart(config, unfinished, report)
+            os.replace(unfinished, directory)
+    weights = (directory / "model.safetensors").read_bytes()
+    return Warmstart(directory, hashlib.sha256(weights).hexdigest())
+
+
+def train_warmstart(config: RunConfig, directory: Path, report: Report) -> None:
+    """Train from scratch until the sampled held-out accuracy reaches the target; write model and log."""
+    settings, device = config.warmstart, torch.device(config.runtime.device)
+    task = make_task(config.task)
+    tokenizer = wrap_tokenizer(task.tokenizer())
+    codec = TextCodec(tokenizer)
+    model = build_model(config.model, len(tokenizer), config.seed).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01, fused=True)
+    engine = TorchEngine.shared(model, device)
+    sampling = Sampling(1.0, config.rollout.max_new_tokens, codec.stop_ids)
+    held_out = distinct_problems(task, "train", HELD_OUT_SEED, settings.eval_problems)
+
+    reached = 0.0
+    for step in range(1, settings.max_steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * min(1.0, step / max(1, settings.warmup_steps))
+        batch = solutions(task, codec, config.seed, step, settings.batch_size, device)
+        loss = F.cross_entropy(response_logits(model, batch.input_ids, batch.gather), batch.targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % settings.eval_every == 0 or step == settings.max_steps:
+            measured = accuracy(engine, task, codec, held_out, sampling)
+            append_record(directory / "warmstart.jsonl", {"step": step, "loss": loss.item()} | measured)
+            reached = max(reached, measured["accuracy"])
+            if measured["accuracy"] >= settings.target:
+                break
+        report(step, reached)
+    else:
+        raise RuntimeError(
+            f"warmstart.target: sampled accuracy reached {reached:.3f} of {settings.target} "
+            f"in warmstart.max_steps = {settings.max_steps}"
+        )
+    save_model(model, tokenizer, directory)
+    fields = config.model_dump(include={"seed", "model", "task", "warmstart", "runtime"})
+    write_json(directory / "warmstart.json", canonical(fields) | {"step": step, "accuracy": measured["accuracy"]})
+
+
+def solutions(
+    task: Task, codec: TextCodec, seed: int, step: int, count: int, device: torch.device
+) -> PaddedBatch:
+    """A batch of worked solutions, each with its stop token; a pure function of (seed, step)."""
+    problems = [task.problem("warmstart", seed, (step - 1) * count + i) for i in range(count)]
+    prompts = codec.encode([problem.prompt for problem in problems])
+    answers = codec.encode([problem.solution for problem in problems])
+    none = torch.empty(0)
+    rollouts = [
+        Rollout(i, prompt, answer + codec.stop_ids[:1], none, False, 0)
+        for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+    ]
+    return pad_rollouts(rollouts, range(count), device)
