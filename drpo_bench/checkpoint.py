@@ -110,8 +110,7 @@ def _pack_queue(queue: Sequence[RolloutBatch]) -> tuple[dict[str, Tensor], list[
         if batch.old_logprobs is not None:
             tensors[f"{number}.old_logprobs"] = batch.old_logprobs
         rows = [
-            [r.group, list(r.prompt_ids), list(r.response_ids), r.truncated, r.policy_version]
-            for r in batch.rollouts
+            [r.group, list(r.prompt_ids), list(r.response_ids), r.truncated, r.policy_version] for r in batch.rollouts
         ]
         states.append({"step": batch.step, "metrics": batch.metrics, "rollouts": rows})
     return tensors, states
@@ -127,8 +126,5 @@ def _unpack_queue(tensors: dict[str, Tensor], states: list[dict[str, Any]]) -> l
             for (group, prompt, response, truncated, version), mu in zip(state["rollouts"], logprobs, strict=True)
         ]
         old = tensors.get(f"{number}.old_logprobs")
-        queue.append(
-            RolloutBatch(state["step"], rollouts, tensors[f"{number}.rewards"], state["metrics"], old)
-        )
+        queue.append(RolloutBatch(state["step"], rollouts, tensors[f"{number}.rewards"], state["metrics"], old))
     return queue
-

@@ -9,7 +9,7 @@ import re
 from pathlib import PurePath
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from drpo_bench.loss_configs import DRPOConfig, LossConfig, Number
 from drpo_bench.precision_configs import PrecisionConfig
@@ -56,11 +56,12 @@ class RolloutConfig(Frozen):
     top_p: float = Field(default=1.0, description="Only 1: below it the sampler renormalises mu.")
     lag: int = Field(default=0, ge=0, description="Batches between sampling and training on it.")
 
-    @model_validator(mode="after")
-    def _unrestricted(self) -> RolloutConfig:
-        if self.top_p != 1.0:
-            raise ValueError("top_p must be 1 in training: below it mu is renormalised and pi is not")
-        return self
+    @field_validator("top_p")
+    @classmethod
+    def _unrestricted(cls, top_p: float) -> float:
+        if top_p != 1.0:
+            raise ValueError(f"is {top_p:g}, must be 1: below it mu is renormalised and pi is not")
+        return top_p
 
 
 class TrainConfig(Frozen):
@@ -72,9 +73,9 @@ class TrainConfig(Frozen):
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW's decoupled weight decay.")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's first-moment decay.")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's second-moment decay.")
-    aggregation: Literal[
-        "token_mean", "seq_mean_token_sum", "seq_mean_token_mean", "seq_mean_token_sum_norm"
-    ] = Field(default="token_mean", description="How token losses become one number.")
+    aggregation: Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean", "seq_mean_token_sum_norm"] = Field(
+        default="token_mean", description="How token losses become one number."
+    )
     advantage: Literal["mean", "group_std", "rloo", "none"] = Field(
         default="mean", description="How rewards become advantages, within each group."
     )
@@ -84,7 +85,9 @@ class TrainConfig(Frozen):
     )
     max_grad_norm: Number = Field(default=1.0, gt=0, description="Gradient-norm clip; inf turns it off.")
     microbatch_tokens: int = Field(
-        default=16384, ge=1, description="Padded tokens of one forward pass; the gradient does not depend on it."
+        default=16384,
+        ge=1,
+        description="Padded tokens of one forward pass; the gradient does not depend on it.",
     )
 
 

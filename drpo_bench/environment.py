@@ -33,7 +33,16 @@ def git_commit() -> str | None:
     """The commit of the checkout that the package lies in, `+dirty` where files differ; None outside git."""
     folder = Path(__file__).parent
     try:
-        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+dirty", "--exclude=*"]
+        command = [
+            "git",
+            "-C",
+            str(folder),
+            "describe",
+            "--always",
+            "--abbrev=40",
+            "--dirty=+dirty",
+            "--exclude=*",
+        ]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, get_args
 
-from pydantic import BaseModel, ValidationError
+if TYPE_CHECKING:  # the CLI imports this module, and `--help` needs no pydantic
+    from pydantic import BaseModel, ValidationError
 
 
 class UserError(ValueError):
@@ -59,16 +61,12 @@ def _siblings(root: type[BaseModel], location: list[str]) -> list[str]:
 
 def _child(model: type[BaseModel], part: str) -> type[BaseModel] | None:
     """The model below `part`: a field, or a member of the union that the previous part named."""
-    from typing import get_args
-
     if part in model.model_fields:
         annotation = model.model_fields[part].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            return annotation
-        return None
+        return annotation if hasattr(annotation, "model_fields") else None
     for field in model.model_fields.values():
         for member in get_args(field.annotation):
-            if isinstance(member, type) and issubclass(member, BaseModel):
-                if any(part == f.default for f in member.model_fields.values()):
-                    return member
+            fields = getattr(member, "model_fields", {})
+            if any(part == tag.default for tag in fields.values()):
+                return member  # type: ignore[no-any-return]
     return None

@@ -27,7 +27,9 @@ def distinct_problems(task: Task, split: Split, seed: int, count: int) -> list[P
     raise ValueError(f"eval.problems: {count} asked for, but {task.name} has only {len(found)} in {split!r}")
 
 
-def grade(task: Task, codec: TextCodec, problems: Sequence[Problem], groups: Sequence[Sequence[Response]]) -> list[list[Verdict]]:
+def grade(
+    task: Task, codec: TextCodec, problems: Sequence[Problem], groups: Sequence[Sequence[Response]]
+) -> list[list[Verdict]]:
     """A verdict for every response, in place."""
     texts = codec.decode([response.token_ids for group in groups for response in group])
     verdicts, position = [], 0
@@ -58,9 +60,7 @@ def accuracy(
 class Evaluator:
     """The evaluation of a run: sampled accuracy at temperature 1, and greedy accuracy."""
 
-    def __init__(
-        self, task: Task, codec: TextCodec, num_problems: int, max_new_tokens: int, greedy: bool
-    ) -> None:
+    def __init__(self, task: Task, codec: TextCodec, num_problems: int, max_new_tokens: int, greedy: bool) -> None:
         self.task, self.codec, self.greedy = task, codec, greedy
         self.problems = distinct_problems(task, "eval", EVAL_SEED, num_problems)
         self.sampled = Sampling(1.0, max_new_tokens, codec.stop_ids)

@@ -59,6 +59,4 @@ class DRPOConfig(Frozen):
     delta: Number = Field(default=0.15, gt=0, description="Trust-region radius on |pi - mu|, a probability.")
 
 
-LossConfig = Annotated[
-    PGISConfig | GRPOConfig | SPOConfig | DPPOTVConfig | DRPOConfig, Field(discriminator="id")
-]
+LossConfig = Annotated[PGISConfig | GRPOConfig | SPOConfig | DPPOTVConfig | DRPOConfig, Field(discriminator="id")]

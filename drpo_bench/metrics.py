@@ -81,9 +81,7 @@ def effective_sample_share(log_weights: Tensor) -> Tensor:
 def percentiles(name: str, values: Tensor, points: Sequence[int]) -> dict[str, Tensor]:
     """`<name>_p<point>` for each point."""
     levels = torch.tensor([point / 100 for point in points], dtype=values.dtype, device=values.device)
-    return {
-        f"{name}_p{point}": value for point, value in zip(points, values.quantile(levels), strict=True)
-    }
+    return {f"{name}_p{point}": value for point, value in zip(points, values.quantile(levels), strict=True)}
 
 
 def offpolicy_metrics(x: Tensor, m: Tensor, advantages: Tensor, lengths: Sequence[int]) -> dict[str, float]:
@@ -110,7 +108,10 @@ def weight_metrics(gradients: Tensor, x: Tensor, m: Tensor, advantages: Tensor) 
     `gradients` [N] are g, `x` pi's logprobs at the moment of the update, `m` the anchor's.
     """
     used = advantages != 0
-    result: dict[str, float] = {"update/tokens": float(len(advantages)), "update/tokens_used": float(used.sum())}
+    result: dict[str, float] = {
+        "update/tokens": float(len(advantages)),
+        "update/tokens_used": float(used.sum()),
+    }
     if not used.any():
         return result
     fall = (m.exp() - x.exp() > BAD_FALL) & (advantages < 0)

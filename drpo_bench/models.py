@@ -22,7 +22,12 @@ SIZES: dict[str, dict[str, int]] = {
     "nano": {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256},
     "micro": {"hidden_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 432},
     "mini": {"hidden_size": 320, "num_hidden_layers": 5, "num_attention_heads": 8, "intermediate_size": 768},
-    "small": {"hidden_size": 640, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1280},
+    "small": {
+        "hidden_size": 640,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "intermediate_size": 1280,
+    },
 }
 CONTEXT = 2048
 SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
@@ -32,9 +37,7 @@ def wrap_tokenizer(tokenizer: Any) -> PreTrainedTokenizerFast:
     """A task's `tokenizers.Tokenizer` as transformers loads and saves it."""
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL_TOKENS
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL_TOKENS)
 
 
 def build_model(config: ModelConfig, vocab_size: int, seed: int) -> PreTrainedModel:

@@ -97,6 +97,10 @@ class RunDir:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
     def status(self) -> dict[str, Any]:
         """The run's status; `pending` before it started."""
         path = self.path / "status.json"

@@ -14,9 +14,7 @@ from drpo_bench.types import Rollout
 
 
 @torch.no_grad()
-def score(
-    policy: Policy, rollouts: Sequence[Rollout], temperature: float, max_tokens: int
-) -> tuple[Tensor, Tensor]:
+def score(policy: Policy, rollouts: Sequence[Rollout], temperature: float, max_tokens: int) -> tuple[Tensor, Tensor]:
     """(logprobs, entropy), float32 [N] each on the CPU, of all response tokens in the order of the rollouts."""
     total = sum(len(rollout.response_ids) for rollout in rollouts)
     logprobs, entropy = torch.empty(total), torch.empty(total)

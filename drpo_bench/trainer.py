@@ -17,7 +17,8 @@ from drpo_bench.environment import describe_environment
 from drpo_bench.evaluate import Evaluator, grade
 from drpo_bench.losses import make_loss
 from drpo_bench.metrics import divergence_metrics, offpolicy_metrics, rollout_metrics
-from drpo_bench.models import Policy, load_checkpoint as load_pretrained
+from drpo_bench.models import Policy
+from drpo_bench.models import load_checkpoint as load_pretrained
 from drpo_bench.optim import NonFinite, Optimizer
 from drpo_bench.records import RunDir, append_record, truncate_records, write_json
 from drpo_bench.rollout.alarm import check_mismatch
@@ -175,11 +176,16 @@ class Trainer:
         """A loss or gradient was not finite: the run ends here, collapsed."""
         self.record({})
         self.collapse.step = self.step
-        self.run_dir.set_status("collapsed", **self.progress(), reason="non_finite", detail=reason)
+        status = self.progress() | {"reason": "non_finite", "detail": reason}
+        self.run_dir.set_status("collapsed", **status)
 
     def progress(self) -> dict[str, Any]:
         """What status.json says of a run that has started."""
-        fields: dict[str, Any] = {"step": self.step, "steps": self.config.train.steps, "seconds": self.seconds()}
+        fields: dict[str, Any] = {
+            "step": self.step,
+            "steps": self.config.train.steps,
+            "seconds": self.seconds(),
+        }
         fields["accuracy"] = self.collapse.last
         if self.collapse.step is not None:
             fields |= {"collapse_step": self.collapse.step, "reason": "accuracy"}
@@ -224,7 +230,11 @@ class Trainer:
 
     def _write_headers(self, warmstart_sha256: str | None) -> None:
         config = self.config
-        identity = {"run_id": config.run_id, "schema_version": SCHEMA_VERSION, "numerics_version": NUMERICS_VERSION}
+        identity = {
+            "run_id": config.run_id,
+            "schema_version": SCHEMA_VERSION,
+            "numerics_version": NUMERICS_VERSION,
+        }
         resolved = canonical(config.model_dump()) | identity | {"warmstart_sha256": warmstart_sha256}
         write_json(self.run_dir.config, resolved)
         environment = describe_environment(config.runtime.threads, self.device)
@@ -238,9 +248,7 @@ class Trainer:
         truncate_records(self.run_dir.metrics, last)
         truncate_records(self.run_dir.samples, last)
         if steps:
-            state, self.queue.waiting = load_checkpoint(
-                self.run_dir.checkpoints, last, self.policy, self.optimizer
-            )
+            state, self.queue.waiting = load_checkpoint(self.run_dir.checkpoints, last, self.policy, self.optimizer)
             self.step, self.time_before = state["step"], state["seconds"]
             self.collapse.restore(state["collapse"])
 

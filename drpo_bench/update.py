@@ -85,9 +85,7 @@ def update_policy(
     )
 
 
-def forward(
-    policy: Policy, padded: PaddedBatch, flat: FlatTokens, weights: Tensor, temperature: float
-) -> Tokens:
+def forward(policy: Policy, padded: PaddedBatch, flat: FlatTokens, weights: Tensor, temperature: float) -> Tokens:
     """The tokens of a micro-batch under the current policy, with gradient."""
     logits = response_logits(policy.model, padded.input_ids, padded.gather)
     return Tokens(
@@ -101,9 +99,7 @@ def forward(
     )
 
 
-def optim_metrics(
-    steps: list[StepResult], max_grad_norm: float, lr: float, optimizer: Optimizer
-) -> dict[str, float]:
+def optim_metrics(steps: list[StepResult], max_grad_norm: float, lr: float, optimizer: Optimizer) -> dict[str, float]:
     """`optim/*` over the updates of a batch; norms are before clipping, skipped steps have none."""
     norms = [step.grad_norm for step in steps if not step.skipped]
     result = {"optim/lr": lr, "optim/skipped_steps": float(len(steps) - len(norms))}

@@ -95,9 +95,7 @@ def train_warmstart(config: RunConfig, directory: Path, report: Report) -> None:
     write_json(directory / "warmstart.json", canonical(fields) | {"step": step, "accuracy": measured["accuracy"]})
 
 
-def solutions(
-    task: Task, codec: TextCodec, seed: int, step: int, count: int, device: torch.device
-) -> PaddedBatch:
+def solutions(task: Task, codec: TextCodec, seed: int, step: int, count: int, device: torch.device) -> PaddedBatch:
     """A batch of worked solutions, each with its stop token; a pure function of (seed, step)."""
     problems = [task.problem("warmstart", seed, (step - 1) * count + i) for i in range(count)]
     prompts = codec.encode([problem.prompt for problem in problems])

@@ -152,7 +152,5 @@ def _join(operator: str, left: Quantity, right: Quantity) -> Quantity:
 
 def solve(root: Quantity, rng: random.Random) -> str:
     """A worked solution: every operation once, in an order in which its operands are known."""
-    steps = [
-        f"{CONNECTIVES.draw(rng)} {VERBS.draw(rng)} {equation(node)}" for node in random_order(root, rng)
-    ]
+    steps = [f"{CONNECTIVES.draw(rng)} {VERBS.draw(rng)} {equation(node)}" for node in random_order(root, rng)]
     return f"{'; '.join(steps)} #### {root.value}"

@@ -20,10 +20,11 @@ class Quantity:
     """A given number (no operator), or an operation on two quantities; a graph, for one may be used twice."""
 
     value: int
-    text: str = ""  # the expression, or what the quantity is called
+    text: str = ""  # the expression, as arithmetic writes it
     operator: str = ""
     left: Quantity | None = None
     right: Quantity | None = None
+    owner: int = -1  # the person of a story who has this much
 
 
 def combine(operator: str, left: Quantity, right: Quantity, text: str = "") -> Quantity:
@@ -49,7 +50,7 @@ def operations(root: Quantity) -> list[Quantity]:
 
 
 def random_order(root: Quantity, rng: random.Random) -> list[Quantity]:
-    """The operations in a random order in which the operands of each are known; reading order is likeliest."""
+    """The operations in a random order that knows the operands of each; reading order is likeliest."""
     waiting = operations(root)
     pending = {id(node) for node in waiting}
     order: list[Quantity] = []

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-GIRLS = """
+_GIRLS = """
     Mia Ava Emma Olivia Sophia Isabella Amelia Luna Ella Grace Chloe Nora Lily Zoe Hannah Layla Aria Ruby
     Maya Alice Clara Naomi Priya Fatima Aisha Yuki Mei Ingrid Freya Elena Rosa Lucia Carmen Ana Sara Leila
-    Nadia Tara Wendy Julia""".split()  # noqa: SIM905
-BOYS = """
+    Nadia Tara Wendy Julia"""
+_BOYS = """
     Leo Noah Liam Ethan Lucas Mason Logan Jacob Henry Owen Caleb Isaac Jack Ryan Adam Max Felix Oscar Hugo
     Omar Ali Ravi Arjun Kenji Hiro Wei Chen Ivan Boris Pedro Diego Mateo Carlos Marco Paulo Tomas Samir
-    Kofi Tariq Eric""".split()  # noqa: SIM905
+    Kofi Tariq Eric"""
+GIRLS, BOYS = tuple(_GIRLS.split()), tuple(_BOYS.split())
 
 # What a template's {field} may be filled with when it asks for no number.
 FILLERS: dict[str, tuple[str, ...]] = {
@@ -37,7 +38,12 @@ FILLERS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-TIMES = {2: ("twice", "2 times"), 3: ("three times", "3 times"), 4: ("four times", "4 times"), 5: ("five times",)}
+TIMES = {
+    2: ("twice", "2 times"),
+    3: ("three times", "3 times"),
+    4: ("four times", "4 times"),
+    5: ("five times",),
+}
 PARTS = {
     2: ("half", "half", "50%"),
     3: ("a third", "a third"),
@@ -80,7 +86,7 @@ ITEM_THEMES = (
         "picks, gathers, collects",
     ),
     _items(
-        "muffin cookie cupcake roll bagel pie donut waffle pancake biscuit brownie scone tart pretzel croissant",
+        "muffin cookie cupcake roll bagel pie donut waffle pancake biscuit brownie scone tart pretzel",
         "tray box bag tin",
         "bakes, buys, makes",
         "eats, sells, gives away, donates",
@@ -98,7 +104,7 @@ ITEM_THEMES = (
         "pack box drawer case",
         "buys, orders, finds",
         "uses, sells, loses, gives away",
-        "collects, sells",
+        "collects",
     ),
     _items(
         "rose tulip lily daisy orchid violet poppy sunflower daffodil carnation fern seedling lilac",
@@ -140,7 +146,7 @@ ITEM_THEMES = (
         "bag box locker sack",
         "buys, orders, receives",
         "sells, loses, donates, gives away",
-        "collects, sells",
+        "collects",
     ),
     _items(
         "cup plate spoon napkin straw sandwich hat fork banner tablecloth tray pitcher",
@@ -162,6 +168,7 @@ ACTIVITY_THEMES = (
     _activity("step stair floor ladder", "climbs"),
 )
 MONEY_THEME = Theme("money", ("dollar",))
+THEMES = (*ITEM_THEMES, *ACTIVITY_THEMES, MONEY_THEME)
 
 
 def plural(noun: str) -> str:
@@ -173,11 +180,23 @@ def plural(noun: str) -> str:
     return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh", "tomato", "potato")) else f"{noun}s"
 
 
-def infinitive(verb: str) -> str:
-    """`reach` of `reaches`, for the verbs of the lists: `gives away`, `studies`, `washes`."""
-    head, _, rest = verb.partition(" ")
-    if head.endswith("ies"):
-        head = f"{head[:-3]}y"
-    else:
-        head = head[:-2] if head.endswith(("shes", "ches", "sses")) else head[:-1]
-    return f"{head} {rest}".strip()
+def _every_word() -> dict[str, tuple[str, ...]]:
+    """By field of a template, all that can stand there; numbers and names apart."""
+    items = tuple(noun for theme in THEMES for noun in theme.items)
+    boxes = tuple(noun for theme in THEMES for noun in theme.boxes)
+    words = dict(FILLERS)
+    words["items"] = tuple(map(plural, items))
+    words["item"] = tuple(noun for theme in ACTIVITY_THEMES for noun in theme.items)  # no other template has it
+    words["box"], words["boxes"] = boxes, tuple(map(plural, boxes))
+    words["others"] = words["items"]
+    words["times"] = tuple(said for choices in TIMES.values() for said in choices)
+    words["half"] = tuple(said for choices in PARTS.values() for said in choices)
+    words["day"] = words["day2"] = words["day3"] = DAYS
+    words["S"], words["he"], words["his"] = ("He", "She"), ("he", "she"), ("his", "her")
+    for theme in THEMES:
+        for name, verbs in theme.verbs.items():
+            words[name] = words.get(name, ()) + verbs
+    return words
+
+
+WORDS = _every_word()

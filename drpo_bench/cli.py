@@ -1,0 +1,126 @@
+"""The command line. Heavy imports stand inside the commands, so that `--help` needs no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from drpo_bench.errors import UserError
+
+app = typer.Typer(
+    help="A reproducible experiment suite for the policy losses of LLM RL.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+losses_app = typer.Typer(help="The registry of losses.", no_args_is_help=True)
+app.add_typer(losses_app, name="losses")
+
+OutOption = Annotated[Path, typer.Option("--out", help="Results directory.")]
+DEFAULT_OUT = Path("results")
+
+
+def main() -> None:
+    """Entry point: a user's mistake is a line on stderr and exit code 2, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"drpo-bench: {error}", err=True)
+        sys.exit(2)
+
+
+@app.command()
+def run(
+    experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of a shipped one.")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=c.")] = None,
+    only: Annotated[str | None, typer.Option(help="Runs to keep: loss=drpo,precision=bf16.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: cores / threads.")] = None,
+    out: OutOption = DEFAULT_OUT,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    force: Annotated[bool, typer.Option(help="Also run what summary.csv already has a result of.")] = False,
+    tracking: Annotated[bool, typer.Option(help="Log to MLflow.")] = True,
+) -> None:
+    """Run every unfinished run of an experiment's sweep, then draw its figures and report."""
+    from drpo_bench.sweep.plan import load_experiment
+    from drpo_bench.sweep.session import print_plan, run_experiment
+
+    plan = load_experiment(experiment, overrides, only)
+    if dry_run:
+        print_plan(plan, out, workers)
+        return
+    uri = mlflow_uri(out) if tracking else None
+    if not run_experiment(plan, out, workers, force, uri):
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(help="Experiment folders, results/<name>.")],
+) -> None:
+    """Regenerate summary.csv, curves.csv, the figures and report.md of experiments."""
+    from drpo_bench.analysis.report import write_report
+
+    for directory in directories:
+        typer.echo(write_report(directory))
+
+
+@app.command()
+def status(
+    directory: Annotated[Path, typer.Argument(help="An experiment folder, results/<name>.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Every run's state, step and accuracy, from the files alone."""
+    from drpo_bench.sweep.session import print_status
+
+    print_status(directory, as_json)
+
+
+@app.command()
+def sync(
+    directories: Annotated[list[Path], typer.Argument(help="Experiment folders, results/<name>.")],
+) -> None:
+    """Send to MLflow what it has not received yet."""
+    from drpo_bench.tracking import Tracker
+
+    for directory in directories:
+        if not (directory / "runs").is_dir():
+            raise UserError(f"{directory}: no runs folder")
+        if not Tracker(directory, mlflow_uri(directory.parent)).finish():
+            raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    size: Annotated[str, typer.Option(help="nano, micro, mini or small.")] = "nano",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    precision: Annotated[str, typer.Option(help="A precision preset.")] = "fp32",
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats; the median is printed.")] = 5,
+) -> None:
+    """Measure rollout and trainer speed on this machine; prints JSON."""
+    from drpo_bench.bench import measure
+
+    measure(size, threads, precision, repeats)
+
+
+@losses_app.command("list")
+def losses_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Every loss with its parameters and defaults."""
+    from drpo_bench.losses.listing import print_losses
+
+    print_losses(as_json)
+
+
+def mlflow_uri(out: Path) -> str:
+    """MLFLOW_TRACKING_URI, or a SQLite file in the results directory."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(out / 'mlflow.db').absolute()}"
+
+
+if __name__ == "__main__":
+    main()

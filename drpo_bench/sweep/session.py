@@ -1,0 +1,134 @@
+"""What `drpo-bench run` does: plan, checks, runs with live progress, tracking, figures and report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from drpo_bench.config import RunConfig
+from drpo_bench.errors import UserError
+from drpo_bench.records import DONE
+from drpo_bench.sweep.cost import estimate
+from drpo_bench.sweep.folder import check_folder, owned_folder, unfinished_runs
+from drpo_bench.sweep.plan import AXES, Experiment
+from drpo_bench.sweep.preflight import preflight
+from drpo_bench.sweep.runner import available_cores, run_all, run_dir_of
+
+
+def default_workers(experiment: Experiment, workers: int | None) -> int:
+    """As many runs at a time as their threads leave room for."""
+    threads = max(run.runtime.threads for run in experiment.runs)
+    return workers or max(1, min(len(experiment.runs), len(available_cores()) // threads))
+
+
+def print_plan(experiment: Experiment, out: Path, workers: int | None) -> None:
+    """Every run with its state and estimated cost; writes nothing."""
+    check_folder(experiment, out)
+    preflight(experiment)
+    varied = [axis for axis in experiment.axes if axis not in ("seed", "precision", "loss", "model")]
+    table = Table(title=experiment.info.name)
+    table.add_column("run", no_wrap=True)
+    table.add_column("loss parameters")
+    for axis in varied:
+        table.add_column(axis)
+    table.add_column("state", no_wrap=True)
+    table.add_column("tokens", justify="right", no_wrap=True)
+    table.add_column("minutes", justify="right", no_wrap=True)
+    minutes, disk, unknown = 0.0, 0.0, False
+    for run in experiment.runs:
+        cost, state = estimate(run), run_dir_of(run, out).status()["state"]
+        if state not in DONE:
+            minutes += cost.minutes or 0.0
+            disk += cost.megabytes or 0.0
+            unknown |= cost.minutes is None
+        params = " ".join(f"{key}={value:g}" for key, value in run.loss.model_dump(exclude={"id"}).items())
+        axes = [str(field_of(run, axis)) for axis in varied]
+        estimated = "?" if cost.minutes is None else f"{cost.minutes:.1f}"
+        table.add_row(run.run_id, params, *axes, state, f"{cost.tokens / 1e6:.2f} M", estimated)
+    # A plan that is piped into a file is not cut to a terminal that is not there.
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(table)
+    count = default_workers(experiment, workers)
+    console.print(
+        f"{len(experiment.runs)} runs, {count} at a time: {'at least ' if unknown else ''}about "
+        f"{minutes / count:.1f} minutes to go after the warm starts (a rough estimate), {disk:.0f} MB of checkpoints",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def field_of(run: RunConfig, axis: str) -> Any:
+    """The value of a sweep axis in a resolved run, short."""
+    node: Any = run.model_dump()
+    for part in AXES.get(axis, axis).split("."):
+        node = node[part]
+    return node["name"] if isinstance(node, dict) and "name" in node else node
+
+
+def run_experiment(
+    experiment: Experiment, out: Path, workers: int | None, force: bool, tracking_uri: str | None
+) -> bool:
+    """Run what is missing, then draw figures and report. True if every run has a result."""
+    from drpo_bench.sweep.progress import Progress
+    from drpo_bench.tracking import Tracker
+
+    check_folder(experiment, out)
+    preflight(experiment)
+    console = Console()
+    with owned_folder(experiment, out) as directory:
+        todo = unfinished_runs(experiment, out, force)
+        tracker = Tracker(directory, tracking_uri) if tracking_uri else None
+        if tracker and todo:
+            tracker.start()
+        if todo:
+            with Progress(console, len(experiment.runs) - len(todo), len(experiment.runs), out) as progress:
+                count = default_workers(experiment, workers)
+                run_all(todo, out, count, progress.on_change, progress.on_poll)
+        report = summarise(directory, console)
+        if tracker and tracker.finish():
+            console.print(f"MLflow: {tracking_uri}", highlight=False, soft_wrap=True)
+        console.print(f"Report: {report}\nFigures: {directory / 'figures'}", highlight=False, soft_wrap=True)
+    states = {run.run_id: run_dir_of(run, out).status() for run in experiment.runs}
+    failed = {run_id: status for run_id, status in states.items() if status["state"] == "failed"}
+    for run_id, status in failed.items():
+        where = f"failed at step {status['step']}: {status['reason']}"
+        console.print(f"[red]{run_id}[/] {where} (log: {directory / 'runs' / run_id / 'log.txt'})", soft_wrap=True)
+    return not failed
+
+
+def summarise(directory: Path, console: Console) -> Path:
+    """Write figures and report, and print the table of results."""
+    from drpo_bench.analysis.report import comparison_table, write_report
+
+    with console.status("Drawing figures"):
+        report = write_report(directory)
+    console.print(comparison_table([directory]))
+    return report
+
+
+def print_status(directory: Path, as_json: bool) -> None:
+    """The runs of an experiment folder with state, step, accuracy and seconds."""
+    import json
+
+    from drpo_bench.records import RunDir
+
+    paths = sorted((directory / "runs").glob("*/")) if directory.is_dir() else []
+    if not paths:
+        raise UserError(f"{directory}: no runs here")
+    rows = [{"run_id": path.name} | RunDir(path).status() for path in paths]
+    console = Console()
+    if as_json:
+        console.print_json(json.dumps(rows))
+        return
+    table = Table("run", "state", "step", "accuracy", "seconds", "note", title=directory.name)
+    for row in rows:
+        step = f"{row['step']}/{row['steps']}" if "steps" in row else ""
+        accuracy = "" if row.get("accuracy") is None else f"{row['accuracy']:.3f}"
+        seconds = f"{row['seconds']:.0f}" if "seconds" in row else ""
+        note = row.get("phase") or row.get("reason") or ""
+        table.add_row(row["run_id"], row["state"], step, accuracy, seconds, note)
+    console.print(table)
