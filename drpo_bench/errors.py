@@ -63,7 +63,7 @@ def _child(model: type[BaseModel], part: str) -> type[BaseModel] | None:
     """The model below `part`: a field, or a member of the union that the previous part named."""
     if part in model.model_fields:
         annotation = model.model_fields[part].annotation
-        return annotation if hasattr(annotation, "model_fields") else None
+        return annotation if hasattr(annotation, "model_fields") else None  # type: ignore[return-value]
     for field in model.model_fields.values():
         for member in get_args(field.annotation):
             fields = getattr(member, "model_fields", {})

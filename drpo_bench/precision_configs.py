@@ -58,6 +58,6 @@ class PrecisionConfig(Frozen):
             if self == PrecisionConfig.model_validate(fields):
                 return name
         rollout = self.rollout
-        parts = [rollout.dtype]
+        parts: list[str] = [rollout.dtype]
         parts += ["w8"] * rollout.fp8_weights + ["a8"] * rollout.fp8_activations
         return f"{self.trainer}_{''.join(parts)}"

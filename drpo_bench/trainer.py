@@ -92,8 +92,8 @@ class Trainer:
             self.record(record)
             if last or self.step % config.checkpoint.every == 0:
                 self.save()
-        state = "collapsed" if self.collapse.step is not None else "finished"
-        self.run_dir.set_status(state, **self.progress())
+        collapsed = self.collapse.step is not None
+        self.run_dir.set_status("collapsed" if collapsed else "finished", **self.progress())
 
     def generate(self, number: int) -> RolloutBatch:
         """Sample and grade rollout batch `number` with the current weights; measure the mismatch."""

@@ -71,7 +71,7 @@ def update_policy(
             leaf = tokens.logprobs.detach().requires_grad_()
             losses = loss(replace(tokens, logprobs=leaf))
             (grad,) = torch.autograd.grad((tokens.weights * losses).sum(), leaf)
-            tokens.logprobs.backward(grad * optimizer.loss_scale)  # type: ignore[no-untyped-call]
+            tokens.logprobs.backward(grad * optimizer.loss_scale)
             policy.gather_gradients()
             gradients[padded.flat] = -grad / tokens.weights
             logprobs[padded.flat] = leaf.detach()

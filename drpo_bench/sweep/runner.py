@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ def run_all(
     """Run every run in its own process, `workers` at a time; a run that fails does not stop the others.
 
     `on_change` hears of every run that starts or ends, `on_poll` of those under way a few times a second.
-    Ctrl-C stops the processes, marks their runs pending (they resume from their checkpoints) and is raised on.
+    Ctrl-C or SIGTERM stops the processes, marks their runs pending (they resume from their checkpoints) and is raised on.
     """
     from drpo_bench.sweep.worker import PRELOAD
 
@@ -45,6 +46,8 @@ def run_all(
     context.set_forkserver_preload(PRELOAD)
     waiting, active = list(runs), list[Worker]()
     free_slots = list(range(workers))
+    for stop in (signal.SIGINT, signal.SIGTERM):  # a batch system's stop, and Ctrl-C also under nohup
+        signal.signal(stop, signal.default_int_handler)
     try:
         while waiting or active:
             while waiting and free_slots:

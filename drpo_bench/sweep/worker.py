@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ PRELOAD = ["drpo_bench.sweep.worker", "transformers.models.qwen3.modeling_qwen3"
 def run_worker(config: dict[str, Any], experiment_dir: Path, cache: Path, cores: tuple[int, ...]) -> None:
     """Train one run. An exception ends the process with its traceback in log.txt and exit code 1."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the runner stops its workers
+    threading.Thread(target=exit_with_the_runner, daemon=True).start()
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     run = load_run_config(config)
@@ -32,3 +35,11 @@ def run_worker(config: dict[str, Any], experiment_dir: Path, cache: Path, cores:
     os.dup2(log, 2)
     transformers_logging.disable_progress_bar()
     train(run, experiment_dir, cache)
+
+
+def exit_with_the_runner() -> None:
+    """End this process when the runner is gone, however it went: nobody would settle the run, or own it."""
+    runner = parent_process()
+    assert runner is not None
+    runner.join()
+    os._exit(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drpo_bench.task_configs import ArithmeticConfig, TaskConfig, WordProblemsConfig
@@ -46,17 +46,20 @@ def test_a_piece_that_would_be_split_is_refused(piece: str) -> None:
         word_tokenizer([piece])
 
 
-@given(st.lists(st.sampled_from(["then ", "take ", "so ", "+", "=", "; ", " #### ", "1", "20", "305"]), max_size=30))
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["then ", "take ", "so ", "+", "=", "; ", "7 #### ", "20", "305"]), max_size=30))
 def test_known_pieces_round_trip_in_any_order(pieces: list[str]) -> None:
     text = "".join(pieces)
     assert WORDS.decode(WORDS.encode(text).ids) == text
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_bpe_round_trips_every_text(text: str) -> None:
     assert BPE.decode(BPE.encode(text).ids) == text
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**9))
 def test_bpe_digits_are_single_tokens(number: int) -> None:
     assert BPE.encode(str(number)).tokens == list(str(number))

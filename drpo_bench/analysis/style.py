@@ -1,0 +1,112 @@
+"""How figures look: one colour, line, marker and name a loss, whatever else is in the picture; paper sizes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+DASHES: dict[str, Any] = {
+    "solid": "-",
+    "dashed": (0, (4, 1.5)),
+    "dotted": (0, (1, 1.2)),
+    "dashdot": (0, (5, 1.2, 1, 1.2)),
+    "long": (0, (8, 2)),
+    "dashdotdot": (0, (5, 1.2, 1, 1.2, 1, 1.2)),
+}
+
+
+@dataclass(frozen=True)
+class LossStyle:
+    """One loss in every figure. Line and marker tell losses apart where colours cannot."""
+
+    label: str
+    color: str
+    line: str
+    marker: str
+
+    @property
+    def dashes(self) -> Any:
+        """The line style as matplotlib takes it."""
+        return DASHES[self.line]
+
+
+# The five main losses have colours of Okabe and Ito's palette (safe for colour-blind readers) of different
+# lightness; relatives share a hue. A new loss gets a row of its own and never another's.
+STYLES: dict[str, LossStyle] = {
+    "drpo": LossStyle("DRPO", "#D55E00", "solid", "o"),
+    "dppo_tv": LossStyle("DPPO-TV", "#0072B2", "long", "s"),
+    "grpo": LossStyle("GRPO", "#009E73", "dashed", "^"),
+    "spo": LossStyle("SPO", "#CC79A7", "dashdot", "D"),
+    "pg_is": LossStyle("PG-IS", "#000000", "dotted", "v"),
+    "pg_tis": LossStyle("PG-TIS", "#666666", "dashdotdot", "v"),
+    "reinforce": LossStyle("REINFORCE", "#999999", "dotted", "P"),
+    "topr": LossStyle("TOPR", "#7F7F4C", "dashdot", "P"),
+    "gspo": LossStyle("GSPO", "#66A61E", "dashed", "<"),
+    "gmpo": LossStyle("GMPO", "#A6761D", "dashdotdot", ">"),
+    "cispo": LossStyle("CISPO", "#117733", "dashdot", "<"),
+    "minirl": LossStyle("MiniRL", "#44AA99", "long", ">"),
+    "decoupled_ppo": LossStyle("Decoupled PPO", "#1B9E9E", "dotted", "^"),
+    "sapo": LossStyle("SAPO", "#999933", "dashed", "h"),
+    "clip_cov": LossStyle("Clip-Cov", "#5B7F00", "dashdot", "d"),
+    "kl_cov": LossStyle("KL-Cov", "#8FBC3B", "dashdotdot", "d"),
+    "dppo_kl": LossStyle("DPPO-KL", "#56B4E9", "dashed", "s"),
+    "dppo_topk_tv": LossStyle("DPPO-top-k-TV", "#332288", "dashdot", "X"),
+    "dppo_topk_kl": LossStyle("DPPO-top-k-KL", "#7570B3", "dotted", "X"),
+    "mask_drpo": LossStyle("Mask-DRPO", "#E69F00", "dashed", "o"),
+    "drpo_no_abs_advantage": LossStyle("DRPO without |A|", "#882255", "dashdot", "p"),
+    "penalty": LossStyle("Penalty", "#AA4466", "dashdotdot", "p"),
+}
+# For ids that have no row yet: chosen by a hash of the id, so that no other loss has a say in it.
+SPARE_COLORS = ("#8C564B", "#9467BD", "#17BECF", "#BCBD22", "#E377C2", "#4E79A7", "#B07AA1", "#76B7B2")
+SPARE_MARKERS = ("*", "H", "8", "p", "d", "P", "h", "X")
+
+PRECISIONS = ("fp32", "bf16", "fp16", "fp8_rollout", "fp8_e2e")  # in the order of figures
+MODELS = ("nano", "micro", "mini", "small")
+
+RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure on every machine
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,
+    "figure.constrained_layout.use": True,
+}
+
+
+def loss_style(loss: str) -> LossStyle:
+    """The style of a loss id; the same one for ever, with or without a row in STYLES."""
+    if loss in STYLES:
+        return STYLES[loss]
+    digest = hashlib.sha256(loss.encode()).digest()
+    line = list(DASHES)[digest[1] % len(DASHES)]
+    color, marker = SPARE_COLORS[digest[0] % len(SPARE_COLORS)], SPARE_MARKERS[digest[2] % len(SPARE_MARKERS)]
+    return LossStyle(loss.replace("_", "-"), color, line, marker)
+
+
+def loss_order(loss: str) -> tuple[int, str]:
+    """The order of losses in legends and tables: pg_is, the limit of the others, first, and drpo last of the five."""
+    main = ("pg_is", "grpo", "spo", "dppo_tv", "drpo")
+    return (main.index(loss), "") if loss in main else (len(main), loss)
+
+
+def variant_color(color: str, index: int) -> str:
+    """The colour of a loss's index-th set of parameters: ever lighter, never white."""
+    share = 1 - 0.75**index
+    channels = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(c + (225 - c) * share) if c < 225 else c:02X}" for c in channels)
