@@ -47,7 +47,7 @@ class Optimizer:
     """AdamW over the policy's master weights."""
 
     def __init__(self, policy: Policy, config: TrainConfig) -> None:
-        self.policy, self.max_grad_norm = policy, config.max_grad_norm
+        self.policy, self.config = policy, config
         self.parameters = list(policy.master.parameters())
         self.adamw = torch.optim.AdamW(
             self.parameters,
@@ -74,14 +74,27 @@ class Optimizer:
                 parameter.grad = torch.zeros_like(parameter)
             elif self.loss_scale != 1.0:
                 parameter.grad.div_(self.loss_scale)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
         finite = math.isfinite(norm)
         if not finite and self.scaler is None:
             raise NonFinite(f"gradient norm is {norm}")
         if finite:
+            self._set_lr()
             self.adamw.step()
             self.policy.publish()
         if self.scaler:
             self.scaler.update(overflowed=not finite)
         self.adamw.zero_grad(set_to_none=True)
         return StepResult(norm, skipped=not finite)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.adamw.param_groups[0]["lr"])
+
+    def _set_lr(self) -> None:
+        """Linear warm-up over the optimizer's own step count, which a checkpoint restores."""
+        state = self.adamw.state.get(self.parameters[0])
+        taken = int(state["step"]) if state else 0
+        warmup = self.config.warmup_updates
+        self.adamw.param_groups[0]["lr"] = self.config.lr * min(1.0, (taken + 1) / max(1, warmup))

@@ -81,7 +81,7 @@ def update_policy(
     anchor_logprobs = {"mu": flat.mu_logprobs, "old": flat.old_logprobs, "prox": flat.prox_logprobs}[train.anchor]
     assert anchor_logprobs is not None
     return weight_metrics(gradients, logprobs, anchor_logprobs, flat.advantages) | optim_metrics(
-        steps, train.max_grad_norm, train.lr, optimizer
+        steps, train.max_grad_norm, optimizer
     )
 
 
@@ -99,10 +99,10 @@ def forward(policy: Policy, padded: PaddedBatch, flat: FlatTokens, weights: Tens
     )
 
 
-def optim_metrics(steps: list[StepResult], max_grad_norm: float, lr: float, optimizer: Optimizer) -> dict[str, float]:
+def optim_metrics(steps: list[StepResult], max_grad_norm: float, optimizer: Optimizer) -> dict[str, float]:
     """`optim/*` over the updates of a batch; norms are before clipping, skipped steps have none."""
     norms = [step.grad_norm for step in steps if not step.skipped]
-    result = {"optim/lr": lr, "optim/skipped_steps": float(len(steps) - len(norms))}
+    result = {"optim/lr": optimizer.lr, "optim/skipped_steps": float(len(steps) - len(norms))}
     if optimizer.scaler:
         result["optim/loss_scale"] = optimizer.loss_scale
     if norms:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from drpo_bench.batching import PaddedBatch, pad_rollouts
 from drpo_bench.config import RunConfig, canonical
@@ -64,7 +65,8 @@ def train_warmstart(config: RunConfig, directory: Path, report: Report) -> None:
     codec = TextCodec(tokenizer)
     model = build_model(config.model, len(tokenizer), config.seed).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01, fused=True)
-    engine = TorchEngine.shared(model, device)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+    engine = TorchEngine.shared(average.module, device)
     sampling = Sampling(1.0, config.rollout.max_new_tokens, codec.stop_ids)
     held_out = distinct_problems(task, "train", HELD_OUT_SEED, settings.eval_problems)
 
@@ -78,6 +80,7 @@ def train_warmstart(config: RunConfig, directory: Path, report: Report) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        average.update_parameters(model)
         if step % settings.eval_every == 0 or step == settings.max_steps:
             measured = accuracy(engine, task, codec, held_out, sampling)
             append_record(directory / "warmstart.jsonl", {"step": step, "loss": loss.item()} | measured)
@@ -90,7 +93,7 @@ def train_warmstart(config: RunConfig, directory: Path, report: Report) -> None:
             f"warmstart.target: sampled accuracy reached {reached:.3f} of {settings.target} "
             f"in warmstart.max_steps = {settings.max_steps}"
         )
-    save_model(model, tokenizer, directory)
+    save_model(average.module, tokenizer, directory)
     fields = config.model_dump(include={"seed", "model", "task", "warmstart", "runtime"})
     write_json(directory / "warmstart.json", canonical(fields) | {"step": step, "accuracy": measured["accuracy"]})
 

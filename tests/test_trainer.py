@@ -259,3 +259,9 @@ def test_policy_shares_weights_in_fp32_and_not_below(tiny_config, tmp_path, warm
     assert trainer.policy.model is trainer.policy.master
     assert Policy(trainer.policy.master, "bf16", trainer.device).model is not trainer.policy.master
     assert make_loss("drpo").anchor == "mu"
+
+
+def test_learning_rate_warms_up_linearly_and_a_resumed_run_goes_on(tiny_config, tmp_path, warmstart_cache):
+    config = tiny_config(train={"steps": 3, "updates_per_batch": 2, "warmup_updates": 4, "lr": 1e-3})
+    records = untimed(run(config, tmp_path, warmstart_cache))
+    assert [record["optim/lr"] for record in records[1:]] == pytest.approx([5e-4, 1e-3, 1e-3])

@@ -1,1 +1,1 @@
-"""From run directories to tables, statistics, figures and reports; reads results only, never imports torch."""
+"""From run directories to tables, statistics, figures and reports: reads results, never imports torch."""

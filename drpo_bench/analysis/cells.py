@@ -1,8 +1,9 @@
-"""Which runs may be averaged (same setting, loss and parameters; only seeds differ) and what a cell is called."""
+"""Which runs may be averaged (the same but for the seed), and what such a cell is called and how it is sorted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -27,7 +28,8 @@ ALWAYS = ("precision", "lag")
 
 def current(summary: pd.DataFrame) -> pd.DataFrame:
     """The rows of the newest numerics version: numbers of another one are not comparable."""
-    return summary[summary["numerics_version"] == summary["numerics_version"].max()]
+    newest: pd.DataFrame = summary[summary["numerics_version"] == summary["numerics_version"].max()]
+    return newest.reset_index(drop=True)
 
 
 def done(summary: pd.DataFrame) -> pd.DataFrame:
@@ -43,11 +45,10 @@ def label_runs(summary: pd.DataFrame) -> pd.DataFrame:
     table = summary.assign(setting_label=summary["setting"].map(setting_labels(summary)))
     params = {loss: sorted(set(part), key=_by_number) for loss, part in summary.groupby("loss")["loss_params"]}
     pairs = list(zip(table["loss"], table["loss_params"], strict=True))
-    table["loss_label"] = [
-        loss_style(loss).label + (f" {own}" if len(params[loss]) > 1 else "") for loss, own in pairs
-    ]
+    table["loss_label"] = [loss_style(loss).label + (f" {own}" if len(params[loss]) > 1 else "") for loss, own in pairs]
     table["variant"] = [params[loss].index(own) for loss, own in pairs]
-    order = sorted(range(len(table)), key=lambda i: _order(table.iloc[i]))
+    rows = table.to_dict("records")
+    order = sorted(range(len(table)), key=lambda i: _order(rows[i]))
     return table.iloc[order].reset_index(drop=True)
 
 
@@ -72,7 +73,7 @@ def _tokens(fields: str, named: set[str]) -> set[str]:
     return {token for token in fields.split("; ") if token and token.partition("=")[0] not in named}
 
 
-def _order(row: pd.Series) -> tuple[object, ...]:
+def _order(row: Mapping[Any, Any]) -> tuple[object, ...]:
     setting = (_rank(MODELS, row["model"]), row["task"], row["lag"], _rank(PRECISIONS, row["precision"]))
     rest = (row["lr"], row["updates"], row["steps"], row["setting_label"], row["setting"])
     return (*setting, *rest, loss_order(row["loss"]), row["variant"], row["seed"], row["run_id"])

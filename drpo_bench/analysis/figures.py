@@ -1,200 +1,127 @@
-"""Figures of an experiment, each a pure function from the table it draws: learning curves and final scores."""
+"""Figures of accuracy, each a pure function from the table it draws: learning curves and final scores."""
 
 from __future__ import annotations
 
-import io
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from textwrap import fill
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
-from drpo_bench.analysis.load import csv_text
-from drpo_bench.analysis.style import DASHES, RC, LossStyle, loss_style, variant_color
-from drpo_bench.records import write_text
+from drpo_bench.analysis.layout import cell_styles, draw_band, drawing, line_handles, new_page
+from drpo_bench.analysis.style import TIMES, LossStyle
 
-NOTE_SIZE = 7.5
 CROSS: dict[str, Any] = {"marker": "X", "markersize": 8, "markeredgecolor": "white", "markeredgewidth": 0.8}
+PANELS = {1: (4.6, 2.7), 2: (3.1, 2.4), 3: (2.08, 1.8)}  # inches, by number of columns
+BANDS_UP_TO = 6  # losses in a figure; the bands of more hide each other
 BARS_A_ROW = 40  # more of them cannot be told apart at the width of a page
-
-
-@contextmanager
-def drawing() -> Iterator[None]:
-    """Our rcParams for the block; matplotlib's global state is as before afterwards."""
-    with mpl.rc_context():
-        mpl.rcdefaults()  # no matplotlibrc of this machine has a say
-        mpl.rcParams.update(RC)
-        yield
-
-
-def new_figure(width: float, height: float, note: str) -> Figure:
-    """An empty figure (no pyplot, so nothing keeps it alive) with a small print of what it shows on top."""
-    fig = Figure(figsize=(width, height))
-    if note:
-        text = fill(note, int(width * 72 / NOTE_SIZE * 1.9))
-        fig.suptitle(text, x=0.01, ha="left", fontsize=NOTE_SIZE, color="#555555")
-    return fig
-
-
-def cell_style(loss: str, variant: int) -> LossStyle:
-    """The loss's style; its further sets of parameters are lighter, each with another dash."""
-    style = loss_style(loss)
-    if variant == 0:
-        return style
-    names = list(DASHES)
-    line = names[(names.index(style.line) + variant) % len(names)]
-    return LossStyle(style.label, variant_color(style.color, variant), line, style.marker)
-
-
-def cells_of(table: pd.DataFrame) -> list[tuple[str, LossStyle]]:
-    """(label, style) of the losses in a table, in its order of losses."""
-    unique = table.drop_duplicates(["loss", "loss_params"])
-    return [(r.loss_label, cell_style(r.loss, r.variant)) for r in unique.itertuples()]
-
-
-def grid_shape(table: pd.DataFrame) -> tuple[list[str], int, int]:
-    """The settings' labels, rows and columns: up to three in a row, four as two by two."""
-    labels = list(dict.fromkeys(table["setting_label"]))
-    columns = 2 if len(labels) == 4 else min(3, len(labels))
-    return labels, -(-len(labels) // columns), columns
+DASHED: dict[str, Any] = {"color": "black", "linewidth": 1.2, "dashes": (4, 2)}
 
 
 def learning_curves(table: pd.DataFrame, note: str = "") -> Figure:
     """Accuracy by rollout batch of `tables.curve_table`: a panel a setting, a line and a band a loss."""
-    labels, rows, columns = grid_shape(table)
+    settings = list(dict.fromkeys(table["setting_label"]))
+    columns = 2 if len(settings) == 4 else min(3, len(settings))
+    rows = -(-len(settings) // columns)
+    styles = cell_styles(table)
+    handles = line_handles(styles)
+    if table["collapses"].any():
+        handles.append(Line2D([], [], linestyle="none", color="#444444", label="a run collapses", **CROSS))
     with drawing():
-        fig = new_figure(5.2 if columns == 1 else 7.2, 0.9 + (2.6 if columns == 1 else 2.1) * rows, note)
-        axes = fig.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        labels = ("rollout batch", "sampled eval accuracy")
+        fig, axes = new_page(
+            (rows, columns), PANELS[columns], handles, note=note, labels=labels, sharex=True, sharey=True
+        )
         for position, ax in enumerate(axes.flat):
-            if position >= len(labels):
+            if position >= len(settings):
                 ax.set_visible(False)
                 continue
-            ax.set_title(labels[position])
-            panel = table[table["setting_label"] == labels[position]]
-            for (loss, variant), line in panel.groupby(["loss", "variant"], sort=False):
-                _draw_curve(ax, line, cell_style(loss, variant))
-            ax.tick_params(labelbottom=position + columns >= len(labels))
-        top = max(table["accuracy"].max(), table["high"].max())
-        axes[0, 0].set_ylim(-0.03 * top, 1.08 * top if top > 0 else 1)
-        fig.supxlabel("rollout batch", fontsize=9)
-        fig.supylabel("sampled eval accuracy", fontsize=9)
-        handles = [_line_handle(label, style) for label, style in cells_of(table)]
-        if table["collapses"].any():
-            handles.append(Line2D([], [], linestyle="none", color="#444444", label="a run collapses", **CROSS))
-        add_legend(fig, handles)
+            ax.set_title(settings[position])
+            panel = table[table["setting_label"] == settings[position]]
+            for (loss, params), line in panel.groupby(["loss", "loss_params"], sort=False):
+                _draw_curve(ax, line, styles[str(loss), str(params)][1], len(styles) <= BANDS_UP_TO)
+            ax.tick_params(labelbottom=position + columns >= len(settings))
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        top = max(table["accuracy"].max(), table["high"].max(), 0.05)
+        axes[0, 0].set_ylim(-0.03 * top, 1.06 * top)
     return fig
 
 
-def _draw_curve(ax: Axes, line: pd.DataFrame, style: LossStyle) -> None:
-    every = max(1, len(line) // 8)
+def _draw_curve(ax: Axes, line: pd.DataFrame, style: LossStyle, band: bool) -> None:
     x, y = line["step"].to_numpy(float), line["accuracy"].to_numpy(float)
+    if band and line["low"].notna().any():
+        draw_band(ax, x, line["low"].to_numpy(float), line["high"].to_numpy(float), style.color, fill=0.08)
+    every = max(1, len(line) // 8)
     ax.plot(x, y, color=style.color, linestyle=style.dashes, marker=style.marker, markevery=every)
-    if line["low"].notna().any():
-        low, high = line["low"].to_numpy(float), line["high"].to_numpy(float)
-        ax.fill_between(x, low, high, color=style.color, alpha=0.15, linewidth=0)
     at = line["collapses"].to_numpy() > 0
     ax.plot(x[at], y[at], linestyle="none", color=style.color, zorder=5, clip_on=False, **CROSS)
 
 
 def final_bars(table: pd.DataFrame, note: str = "") -> Figure:
     """Final accuracy of `tables.final_table`: a group a setting, a bar a loss, a dot a seed, step 0 dashed."""
-    labels = list(dict.fromkeys(table["setting_label"]))
-    losses = cells_of(table)
-    groups = max(1, min(len(labels), 6, BARS_A_ROW // len(losses)))
-    rows = -(-len(labels) // groups)
-    width = 0.8 / len(losses)
-    names = [label for label, _ in losses]
+    settings = list(dict.fromkeys(table["setting_label"]))
+    styles = cell_styles(table)
+    cells = list(styles)
+    groups = max(1, min(len(settings), 6, BARS_A_ROW // len(cells)))
+    handles: list[Any] = [Patch(facecolor=style.color, label=label) for label, style in styles.values()]
+    handles.append(Line2D([], [], label="before training", **DASHED))
+    if table["collapsed"].any():
+        handles.append(Line2D([], [], linestyle="none", color="#444444", label="k/n runs collapsed", **CROSS))
     with drawing():
-        fig = new_figure(5.2 if len(labels) == 1 else 7.2, 1.0 + 2.3 * rows, note)
-        axes = fig.subplots(rows, 1, sharey=True, squeeze=False)[:, 0]
-        for row, ax in enumerate(axes):
-            own = labels[row * groups : (row + 1) * groups]
-            for group, label in enumerate(own):
-                bars = table[table["setting_label"] == label]
-                for bar in bars.itertuples():
-                    x = group + (names.index(bar.loss_label) - (len(names) - 1) / 2) * width
-                    _draw_bar(ax, bar, x, width)
-                initial = bars["initial"].mean()
-                ax.plot([group - 0.45, group + 0.45], [initial, initial], color="black", linewidth=1.2, dashes=(4, 2))
-            ax.set_xticks(range(len(own)), [label.replace(", ", "\n") for label in own])
-            ax.set_xlim(-0.55, groups - 0.45)
+        fig, axes = new_page(
+            (-(-len(settings) // groups), 1),
+            (4.6 if len(settings) == 1 else 6.4, 2.2),
+            handles,
+            note=note,
+            title_lines=0,
+            tick_lines=max(1 + label.count(", ") for label in settings),
+            labels=("", "final sampled accuracy"),
+            between=0.17 * max(1 + label.count(", ") for label in settings),
+            sharey=True,
+        )
+        for row, ax in enumerate(axes[:, 0]):
+            own = settings[row * groups : (row + 1) * groups]
+            for group, setting in enumerate(own):
+                _draw_group(ax, group, table[table["setting_label"] == setting], styles, cells)
+            ax.set_xticks(range(len(own)), [setting.replace(", ", "\n") for setting in own])
+            ax.set_xlim(-0.5, groups - 0.5)
             ax.grid(visible=False, axis="x")
             ax.tick_params(axis="x", length=0)
         finals = [float(value) for text in table["finals"] for value in text.split()]
-        top = max([*finals, table["final_high"].max(), table["initial"].max(), 0.05])
-        axes[0].set_ylim(0, 1.18 * top)
-        fig.supylabel("final sampled accuracy", fontsize=9)
-        handles: list[Any] = [Patch(facecolor=style.color, label=label) for label, style in losses]
-        handles.append(Line2D([], [], color="black", linewidth=1.2, dashes=(4, 2), label="before training"))
-        if table["collapsed"].any():
-            handles.append(Line2D([], [], linestyle="none", color="#444444", label="k/n runs collapsed", **CROSS))
-        add_legend(fig, handles)
+        top = max(*finals, table["final_high"].max(), table["initial"].max(), 0.05)
+        axes[0, 0].set_ylim(0, (1.2 if table["collapsed"].any() else 1.05) * top)
     return fig
 
 
-def _draw_bar(ax: Axes, bar: Any, x: float, width: float) -> None:
+def _draw_group(ax: Axes, group: int, bars: pd.DataFrame, styles: Any, cells: list[tuple[str, str]]) -> None:
+    """The bars of one setting, and the accuracy before training across them."""
+    width = 0.8 / len(cells)
+    for bar in bars.to_dict("records"):
+        cell = (bar["loss"], bar["loss_params"])
+        _draw_bar(ax, bar, group + (cells.index(cell) - (len(cells) - 1) / 2) * width, width, styles[cell][1])
+    initial, ends = [bars["initial"].mean()] * 2, [group - 0.44, group + 0.44]
+    ax.plot(ends, initial, color="white", linewidth=2.4, alpha=0.8)
+    ax.plot(ends, initial, **DASHED)
+
+
+def _draw_bar(ax: Axes, bar: dict[Any, Any], x: float, width: float, style: LossStyle) -> None:
     """One bar with its interval and seeds; above it how many collapsed, or that no run has a result."""
-    style = cell_style(bar.loss, bar.variant)
-    if bar.n == 0:
+    if bar["n"] == 0:
         ax.text(x, 0, " no result", rotation=90, ha="center", va="bottom", color=style.color, fontsize=7)
         return
-    ax.bar(x, bar.final, width * 0.92, color=style.color, edgecolor="white", linewidth=0.4)
-    seeds = [float(value) for value in bar.finals.split()]
-    top = max(bar.final, *seeds)
-    if bar.n > 1:
-        ax.vlines(x, bar.final_low, bar.final_high, color="#222222", linewidth=1.3)
-        ax.plot([x] * len(seeds), seeds, "o", markersize=2.6, color="white", markeredgecolor="#222222", mew=0.6)
-        top = max(top, bar.final_high)
-    if bar.collapsed:
-        ax.annotate(
-            f"×\n{bar.collapsed}/{bar.n}",
-            (x, top),
-            (0, 1.5),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=7,
-            linespacing=0.8,
-            color=style.color,
-        )
-
-
-def _line_handle(label: str, style: LossStyle) -> Line2D:
-    return Line2D([], [], color=style.color, linestyle=style.dashes, marker=style.marker, label=label)
-
-
-def add_legend(fig: Figure, handles: Sequence[Any]) -> None:
-    """One legend below the panels, where it covers no data."""
-    width = fig.get_size_inches()[0]
-    columns = min(len(handles), max(2, int(width / 1.15)))
-    rows = -(-len(handles) // columns)
-    fig.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // rows), handlelength=2.6)
-
-
-def save_figure(fig: Figure, table: pd.DataFrame, directory: Path, name: str) -> list[Path]:
-    """Write `<name>.png`, `.pdf` and the `.csv` of what was drawn; equal input gives equal bytes."""
-    directory.mkdir(parents=True, exist_ok=True)
-    metadata: dict[str, dict[str, None]] = {
-        "png": {"Software": None},
-        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-    }
-    paths = []
-    with drawing():
-        for kind, without in metadata.items():
-            buffer = io.BytesIO()
-            fig.savefig(buffer, format=kind, metadata=without)
-            paths.append(directory / f"{name}.{kind}")
-            temporary = paths[-1].with_name(f".{paths[-1].name}.{os.getpid()}")
-            temporary.write_bytes(buffer.getvalue())
-            temporary.replace(paths[-1])
-    paths.append(directory / f"{name}.csv")
-    write_text(paths[-1], csv_text(table))
-    return paths
+    ax.bar(x, bar["final"], width * 0.92, color=style.color)
+    seeds = [float(value) for value in bar["finals"].split()]
+    top = max(seeds)
+    if bar["n"] > 1:
+        top = max(top, bar["final_high"])
+        for color, line in (("white", 3.0), ("black", 1.3)):
+            ax.vlines(x, bar["final_low"], bar["final_high"], color=color, linewidth=line, zorder=4)
+        dots: dict[str, Any] = {"markersize": 2.8, "color": "white", "markeredgecolor": "black"}
+        ax.plot([x] * len(seeds), seeds, "o", markeredgewidth=0.6, clip_on=False, zorder=5, **dots)
+    if bar["collapsed"]:
+        count = f"{TIMES}\n{bar['collapsed']}/{bar['n']}"
+        place: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
+        ax.annotate(count, (x, top), (0, 2.5), fontsize=7, linespacing=0.85, color=style.color, **place)

@@ -1,4 +1,4 @@
-"""An experiment's folder as two tables: its run directories merged into the committed, cumulative csv files."""
+"""An experiment's folder as two tables: run directories merged into the committed, cumulative csv files."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ SUMMARY_COLUMNS: dict[str, type] = {
     "step": int,
     "steps": int,
     "evaluations": int,
+    "eval_problems": int,
     "initial_accuracy": float,
     "final_accuracy": float,
     "gain": float,
@@ -112,6 +113,7 @@ def identity_row(config: RunConfig) -> Row:
         "lr": config.train.lr,
         "seed": config.seed,
         "steps": config.train.steps,
+        "eval_problems": config.eval.problems,
         "setting": content_hash(setting)[:8],
         "fields": differing_fields(config),
     }

@@ -1,4 +1,4 @@
-"""The stability panel: rows of metrics over columns of settings, one line a loss, range over seeds."""
+"""The stability panel: metrics by settings, one line a loss with the range over its seeds."""
 
 from __future__ import annotations
 
@@ -8,73 +8,97 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from drpo_bench.analysis.figures import _line_handle, add_legend, cell_style, cells_of, drawing, new_figure
+from drpo_bench.analysis.layout import GAP, cell_styles, draw_band, drawing, line_handles, new_page
 from drpo_bench.analysis.style import LossStyle
 from drpo_bench.analysis.tables import STABILITY_METRICS
 
 # Axis label and whether the axis is logarithmic.
 AXES: dict[str, tuple[str, bool]] = {
     "mismatch/k3": ("mismatch k3", True),
-    "offpolicy/tv_mean": ("mean |π − μ|", False),
+    "offpolicy/tv_mean": ("mean |π - μ|", False),
     "offpolicy/ratio_max": ("max π / μ", True),
     "policy/entropy": ("entropy", False),
     "optim/grad_norm": ("gradient norm", True),
-    "response/length_mean": ("length", False),
+    "response/length_mean": ("response length", False),
 }
 SETTINGS_A_PAGE = 6
+PANEL_WIDTHS = {1: 2.3, 2: 2.9, 3: 2.1}  # inches, by number of settings; else 1.55
+YLABEL = 0.5  # inches for tick labels and a label of its own
 
 
 def stability_panel(table: pd.DataFrame, note: str = "") -> Figure:
-    """Draw `tables.stability_table`; metrics that no run has get no row. At most SETTINGS_A_PAGE settings."""
-    labels = list(dict.fromkeys(table["setting_label"]))
+    """Draw `tables.stability_table`: a row a metric, a column a setting; of a single setting, three in a row.
+
+    Metrics that no run has get no row. At most SETTINGS_A_PAGE settings can be read.
+    """
+    settings = list(dict.fromkeys(table["setting_label"]))
     metrics = [metric for metric in STABILITY_METRICS if (table["metric"] == metric).any()]
-    width = {1: 4.8, 2: 6.4, 3: 7.6}.get(len(labels), 1.0 + 1.75 * len(labels))
+    single = len(settings) == 1
+    columns = min(3, len(metrics)) if single else len(settings)
+    rows = -(-len(metrics) // columns) if single else len(metrics)
+    styles = cell_styles(table)
+    panel = (PANEL_WIDTHS.get(len(settings), 1.55), 1.5 if single else 1.05)
+    titles = 1 if len(settings) <= 3 else max(1 + label.count(", ") for label in settings)
     with drawing():
-        fig = new_figure(width, 1.0 + 1.25 * len(metrics), note)
-        axes = fig.subplots(len(metrics), len(labels), sharex="col", sharey="row", squeeze=False)
-        for row, metric in enumerate(metrics):
+        fig, axes = new_page(
+            (rows, columns),
+            panel,
+            line_handles(styles),
+            note=note,
+            title_lines=titles,
+            labels=("rollout batch", ""),
+            between=0.12 if single else 0.01,
+            beside=YLABEL + 0.1 if single else GAP,
+            sharex=True,
+            sharey=False if single else "row",
+        )
+        for index, metric in enumerate(metrics):
             own = table[table["metric"] == metric]
-            label, logarithmic = AXES[metric]
-            for column, setting in enumerate(labels):
-                ax = axes[row, column]
-                panel = own[own["setting_label"] == setting]
-                for (loss, variant), line in panel.groupby(["loss", "variant"], sort=False):
-                    _draw_metric(ax, line, cell_style(loss, variant))
-                if panel.empty:
-                    ax.text(0.5, 0.5, "not recorded", transform=ax.transAxes, ha="center", color="#777777", fontsize=8)
-                if row == 0:
-                    ax.set_title(setting.replace(", ", "\n") if len(labels) > 3 else setting)
-                ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            if logarithmic:
-                _log_axis(axes[row, 0], own)
-            else:
-                axes[row, 0].set_ylim(bottom=0)
-                axes[row, 0].yaxis.set_major_locator(MaxNLocator(4))
-            axes[row, 0].set_ylabel(label)
+            cells = [axes.flat[index]] if single else list(axes[index])
+            for ax, setting in zip(cells, settings, strict=True):
+                _draw_panel(ax, own[own["setting_label"] == setting], styles)
+            _set_scale(cells[0], own, AXES[metric][1])
+            cells[0].set_ylabel(AXES[metric][0])
+        for ax, setting in zip(axes[0][columns // 2 :] if single else axes[0], settings, strict=False):
+            ax.set_title(setting.replace(", ", "\n") if titles > 1 else setting)
+        for ax in axes.flat[len(metrics) if single else axes.size :]:
+            ax.set_visible(False)
         fig.align_ylabels()
-        fig.supxlabel("rollout batch", fontsize=9)
-        add_legend(fig, [_line_handle(label, style) for label, style in cells_of(table)])
     return fig
 
 
-def _draw_metric(ax: Axes, line: pd.DataFrame, style: LossStyle) -> None:
-    x, y = line["step"].to_numpy(float), line["median"].to_numpy(float)
-    every = max(1, len(line) // 5)
-    ax.plot(x, y, color=style.color, linestyle=style.dashes, marker=style.marker, markersize=3, markevery=every)
-    if line["n"].max() > 1:
-        low, high = line["low"].to_numpy(float), line["high"].to_numpy(float)
-        ax.fill_between(x, low, high, color=style.color, alpha=0.12, linewidth=0)
+def _draw_panel(ax: Axes, panel: pd.DataFrame, styles: dict[tuple[str, str], tuple[str, LossStyle]]) -> None:
+    if panel.empty:
+        ax.text(0.5, 0.5, "not recorded", transform=ax.transAxes, ha="center", color="#777777", fontsize=8)
+    for (loss, params), line in panel.groupby(["loss", "loss_params"], sort=False):
+        style = styles[str(loss), str(params)][1]
+        x, y = line["step"].to_numpy(float), line["median"].to_numpy(float)
+        if line["n"].max() > 1:
+            draw_band(ax, x, line["low"].to_numpy(float), line["high"].to_numpy(float), style.color, fill=0.04)
+        every = max(1, len(line) // 5)
+        ax.plot(
+            x,
+            y,
+            color=style.color,
+            linestyle=style.dashes,
+            marker=style.marker,
+            markersize=3,
+            markevery=every,
+        )
+    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
 
 
-def _log_axis(ax: Axes, drawn: pd.DataFrame) -> None:
-    """A logarithmic axis; where a value is exactly 0 (no mismatch in fp32, no gradient) 0 lies at its bottom."""
+def _set_scale(ax: Axes, drawn: pd.DataFrame, logarithmic: bool) -> None:
+    """A linear axis from 0, or a logarithmic one; where a value is exactly 0, that one lies at its bottom."""
     values = drawn[["median", "low", "high"]].to_numpy(float)
     positive = values[values > 0]
-    if not len(positive):
-        ax.set_ylim(bottom=0)
+    if not logarithmic or not len(positive):
+        ax.set_ylim(bottom=0, top=None if len(positive) else 1)
+        ax.yaxis.set_major_locator(MaxNLocator(4))
     elif (values <= 0).any():
         smallest = 10.0 ** np.floor(np.log10(positive.min()))
         ax.set_yscale("symlog", linthresh=smallest, linscale=0.4)
         ax.set_ylim(bottom=0)
     else:
         ax.set_yscale("log")
+    ax.minorticks_off()

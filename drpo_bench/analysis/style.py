@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 DASHES: dict[str, Any] = {
@@ -38,8 +38,8 @@ STYLES: dict[str, LossStyle] = {
     "dppo_tv": LossStyle("DPPO-TV", "#0072B2", "long", "s"),
     "grpo": LossStyle("GRPO", "#009E73", "dashed", "^"),
     "spo": LossStyle("SPO", "#CC79A7", "dashdot", "D"),
-    "pg_is": LossStyle("PG-IS", "#000000", "dotted", "v"),
-    "pg_tis": LossStyle("PG-TIS", "#666666", "dashdotdot", "v"),
+    "pg_is": LossStyle("PG-IS", "#4D4D4D", "dotted", "v"),
+    "pg_tis": LossStyle("PG-TIS", "#7A7A7A", "dashdotdot", "v"),
     "reinforce": LossStyle("REINFORCE", "#999999", "dotted", "P"),
     "topr": LossStyle("TOPR", "#7F7F4C", "dashdot", "P"),
     "gspo": LossStyle("GSPO", "#66A61E", "dashed", "<"),
@@ -61,10 +61,11 @@ STYLES: dict[str, LossStyle] = {
 SPARE_COLORS = ("#8C564B", "#9467BD", "#17BECF", "#BCBD22", "#E377C2", "#4E79A7", "#B07AA1", "#76B7B2")
 SPARE_MARKERS = ("*", "H", "8", "p", "d", "P", "h", "X")
 
+TIMES = "\u00d7"
 PRECISIONS = ("fp32", "bf16", "fp16", "fp8_rollout", "fp8_e2e")  # in the order of figures
 MODELS = ("nano", "micro", "mini", "small")
 
-RC: dict[str, Any] = {
+RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure on every machine
     "font.size": 9,
     "axes.titlesize": 9,
@@ -85,7 +86,6 @@ RC: dict[str, Any] = {
     "savefig.facecolor": "white",
     "savefig.dpi": 200,
     "pdf.fonttype": 42,
-    "figure.constrained_layout.use": True,
 }
 
 
@@ -105,8 +105,19 @@ def loss_order(loss: str) -> tuple[int, str]:
     return (main.index(loss), "") if loss in main else (len(main), loss)
 
 
-def variant_color(color: str, index: int) -> str:
-    """The colour of a loss's index-th set of parameters: ever lighter, never white."""
-    share = 1 - 0.75**index
+def variant_style(style: LossStyle, index: int, count: int) -> LossStyle:
+    """The index-th of a loss's `count` sets of parameters: the loss's hue from dark to light, its dashes in turn."""
+    if count == 1:
+        return style
+    position = index / (count - 1)
+    names = list(DASHES)
+    line = names[(names.index(style.line) + index) % len(names)]
+    if position < 0.5:
+        return replace(style, color=blend(style.color, 0, 0.5 * (1 - 2 * position)), line=line)
+    return replace(style, color=blend(style.color, 255, 0.6 * (2 * position - 1)), line=line)
+
+
+def blend(color: str, towards: int, share: float) -> str:
+    """A hex colour, `share` of the way to black (0) or white (255)."""
     channels = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(c + (225 - c) * share) if c < 225 else c:02X}" for c in channels)
+    return "#" + "".join(f"{round(c + (towards - c) * share):02X}" for c in channels)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import nan
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from drpo_bench.analysis.cells import CELL, LABELS, done, seeds_text
+from drpo_bench.analysis.runs import KEY
 from drpo_bench.analysis.stats import bootstrap_interval, clopper_pearson, estimate, iqm, mean
 from drpo_bench.records import DONE
 
+NAMES = [*CELL, *LABELS]
 STABILITY_METRICS = (
     "mismatch/k3",
     "offpolicy/tv_mean",
@@ -24,7 +28,7 @@ STABILITY_METRICS = (
 def final_table(summary: pd.DataFrame) -> pd.DataFrame:
     """A row a cell: the final accuracy over its seeds, how many collapsed, and what is unfinished."""
     rows = []
-    for cell, runs in summary.groupby([*CELL, *LABELS], sort=False):
+    for cell, runs in summary.groupby(NAMES, sort=False):
         ended = done(runs)
         finals = ended["final_accuracy"].to_numpy()
         score, gain = estimate(finals), estimate(ended["gain"].dropna().to_numpy())
@@ -33,7 +37,7 @@ def final_table(summary: pd.DataFrame) -> pd.DataFrame:
         steps = [f"{s}{'*' if r == 'non_finite' else ''}" for s, r in _collapses(collapsed)]
         others = runs.loc[~runs["state"].isin(DONE), "state"].value_counts().sort_index()
         rows.append(
-            dict(zip([*CELL, *LABELS], cell, strict=True))
+            dict(zip(NAMES, cell, strict=True))
             | {
                 "n": score.n,
                 "seeds": seeds_text(ended["seed"]),
@@ -69,8 +73,10 @@ def curve_table(summary: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     Only steps at which every one of them was evaluated: a mean over fewer seeds is another quantity.
     """
     rows = []
-    for cell, runs in done(summary).groupby([*CELL, *LABELS], sort=False):
-        values = per_run(runs, curves, "eval/accuracy").dropna(axis="columns")  # [n, steps]
+    for cell, runs in done(summary).groupby(NAMES, sort=False):
+        own = rows_of(runs, curves)
+        values = own.pivot(index=list(KEY), columns="step", values="eval/accuracy")  # [n, steps]
+        values = values.dropna(axis="columns")
         if values.empty:
             continue
         array = values.to_numpy()
@@ -78,10 +84,10 @@ def curve_table(summary: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
         steps = values.columns.to_numpy()
         table = pd.DataFrame({"step": steps, "n": len(array), "accuracy": mean(array), "low": low, "high": high})
         collapses = [step for step, _ in _collapses(runs[runs["state"] == "collapsed"])]
-        marked = [int(steps[min(np.searchsorted(steps, step), len(steps) - 1)]) for step in collapses]
+        marked = [min((int(s) for s in steps if s >= step), default=int(steps[-1])) for step in collapses]
         table["collapses"] = [marked.count(int(step)) for step in steps]
-        rows.append(table.assign(**dict(zip([*CELL, *LABELS], cell, strict=True))))
-    columns = [*CELL, *LABELS, "step", "n", "accuracy", "low", "high", "collapses"]
+        rows.append(_named(table, cell))
+    columns = [*NAMES, "step", "n", "accuracy", "low", "high", "collapses"]
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
 
 
@@ -91,27 +97,27 @@ def stability_table(summary: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame
     The range is no interval: it is there to show the one seed that runs away.
     """
     rows = []
-    for cell, runs in done(summary).groupby([*CELL, *LABELS], sort=False):
+    for cell, runs in done(summary).groupby(NAMES, sort=False):
+        own = rows_of(runs, curves).replace([np.inf, -np.inf], nan)
+        values = own.groupby("step")[list(STABILITY_METRICS)].agg(["count", "median", "min", "max"])
         for metric in STABILITY_METRICS:
-            values = per_run(runs, curves, metric).replace([np.inf, -np.inf], nan).dropna(axis="columns", how="all")
-            table = pd.DataFrame(
-                {
-                    "metric": metric,
-                    "step": values.columns.to_numpy(),
-                    "n": values.count().to_numpy(),
-                    "median": values.median().to_numpy(),
-                    "low": values.min().to_numpy(),
-                    "high": values.max().to_numpy(),
-                }
-            )
+            columns = {"count": "n", "median": "median", "min": "low", "max": "high"}
+            part = pd.DataFrame({name: values[metric, column] for column, name in columns.items()})
+            table = part.reset_index().assign(metric=metric)
+            table = table[table["n"] > 0]
             if len(table):
-                rows.append(table.assign(**dict(zip([*CELL, *LABELS], cell, strict=True))))
-    columns = [*CELL, *LABELS, "metric", "step", "n", "median", "low", "high"]
-    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
+                rows.append(_named(table, cell))
+    order = [*NAMES, "metric", "step", "n", "median", "low", "high"]
+    return pd.concat(rows, ignore_index=True)[order] if rows else pd.DataFrame(columns=order)
 
 
-def per_run(runs: pd.DataFrame, curves: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """A metric as runs x evaluation steps."""
-    keys = pd.MultiIndex.from_frame(runs[["run_id", "numerics_version"]])
-    own = curves[pd.MultiIndex.from_frame(curves[["run_id", "numerics_version"]]).isin(keys)]
-    return own.pivot(index=["run_id", "numerics_version"], columns="step", values=metric)
+def rows_of(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the curves that belong to the runs."""
+    return curves.merge(runs[list(KEY)], on=list(KEY))
+
+
+def _named(table: pd.DataFrame, cell: Sequence[Any]) -> pd.DataFrame:
+    """The rows with the names of their cell."""
+    for name, value in zip(NAMES, cell, strict=True):
+        table[name] = value
+    return table

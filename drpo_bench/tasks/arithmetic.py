@@ -1,8 +1,8 @@
 """Arithmetic: chains and nested expressions of small integers, solved one operation at a time.
 
-    12+34-7=  ->  so find 12+34=46; then take 46-7=39 #### 39
+    12+34-7=  ->  so 12+34=46; take 46-7=39 #### 39
 
-The words before each equation carry no information: they are the long tail of rare tokens that
+The word before each equation carries no information: these words are the long tail of rare tokens that
 trust-region methods are about. No result, intermediate or final, is negative.
 """
 
@@ -44,6 +44,7 @@ _VERBS = """
     observe offer pick pinpoint"""
 CONNECTIVES = Zipf(_CONNECTIVES.split())
 VERBS = Zipf(_VERBS.split())
+OPENERS = (CONNECTIVES, VERBS)  # each step begins with a word of one of them
 SIGNS = ("+", "-", "*", "(", ")", "=", "; ", " #### ")
 PRECEDENCE = {"+": 0, "-": 0, "*": 1}
 
@@ -152,5 +153,5 @@ def _join(operator: str, left: Quantity, right: Quantity) -> Quantity:
 
 def solve(root: Quantity, rng: random.Random) -> str:
     """A worked solution: every operation once, in an order in which its operands are known."""
-    steps = [f"{CONNECTIVES.draw(rng)} {VERBS.draw(rng)} {equation(node)}" for node in random_order(root, rng)]
+    steps = [f"{rng.choice(OPENERS).draw(rng)} {equation(node)}" for node in random_order(root, rng)]
     return f"{'; '.join(steps)} #### {root.value}"

@@ -62,6 +62,7 @@ class _Teller:
         self.previous = ""  # the last formula: no two sentences in a row say the same
         self.sentences: list[Sentence] = []
         self.holdings: dict[int, Quantity] = {}
+        self.settled: set[int] = set()  # whose amount cannot change without making a comparison ambiguous
         self.people = 0
         self.left = 0
 
@@ -85,9 +86,10 @@ class _Teller:
         """One more event; true where it was the question."""
         spare = self.left - (len(self.holdings) - 1)
         person = self.rng.choice(list(self.holdings))
+        free = [other for other in self.holdings if other not in self.settled]
         alone, room = len(self.holdings) == 1, self.people < MOST_PEOPLE and spare >= 1
         allowed = {
-            "change": True,
+            "change": bool(free),
             "compare": room and spare >= 2 and bool(self.kind.comparisons),
             "meet": room and bool(self.kind.openings),
             "hand over": not alone and bool(self.kind.handover),
@@ -95,19 +97,27 @@ class _Teller:
             "end": alone and spare == 1,
         }
         names = [name for name in OPTIONS if allowed[name]]
+        if not names:
+            raise Impossible
         option = self.rng.choices(names, [OPTIONS[name] for name in names])[0]
         if option == "meet":
             self._meet(spare - 1)
         elif option == "compare":
-            self._apply(self.kind.comparisons, spare - 1, person, self._newcomer())
+            newcomer = self._newcomer()
+            self._apply(self.kind.comparisons, spare - 1, person, newcomer)
+            if self.kind.cumulative:
+                self.settled |= {person, newcomer}
         elif option == "hand over":
             self._hand_over()
         elif option == "convert":
             becomes = self.rng.choice(list(self.kind.conversions))
             self._apply(self.kind.conversions[becomes], spare, person, person)
             self.kind = KINDS[becomes]
+        elif option == "end":
+            self._apply(self.kind.endings, spare, person, person)
         else:
-            self._apply(self.kind.endings if option == "end" else self.kind.changes, spare, person, person)
+            person = self.rng.choice(free)
+            self._apply(self.kind.changes, spare, person, person)
         return option == "end"
 
     def _newcomer(self) -> int:

@@ -25,6 +25,7 @@ class Kind:
     total: str = ""
     difference: str = ""
     handover: str = ""
+    cumulative: bool = False  # "Mia runs 5 laps" and "Mia runs 3 more": what was compared stays as it is
 
 
 ITEMS = Kind(
@@ -171,6 +172,7 @@ ACTIVITY = Kind(
     },
     question="How many {items} is that for {N} in all?",
     total="How many {items} is that for {everyone} together?",
+    cumulative=True,
     difference="How many more {items} is that for {N} than for {O}?",
 )
 

@@ -96,30 +96,33 @@ def test_independent_steps_come_in_both_orders() -> None:
     for problem in draw(ArithmeticConfig(min_terms=4, max_terms=4, nesting=1.0), 3000):
         match = re.fullmatch(r"(\d+)[-+](\d+)-\((\d+)[-+](\d+)\)=", problem.prompt)
         if match:  # a+b-(c+d): either sum can come first
-            first = re.match(r"\w+ \w+ (\d+)[-+](\d+)=", problem.solution)
+            first = re.match(r"\w+ (\d+)[-+](\d+)=", problem.solution)
             assert first
             orders[first.groups() == match.groups()[:2]] += 1
     assert sum(orders.values()) > 150
     assert 0.55 < orders[True] / sum(orders.values()) < 0.85  # 0.7 by construction
 
 
-@pytest.mark.parametrize(("config", "share"), [(ArithmeticConfig(), 0.05), (CONFIGS[1], 0.045)], ids=["default", "all"])
+@pytest.mark.parametrize(("config", "share"), [(ArithmeticConfig(), 0.035), (CONFIGS[1], 0.03)], ids=["default", "all"])
 def test_share_of_rare_tokens(config: ArithmeticConfig, share: float) -> None:
-    """The grammar gives at least 4.5% of the tokens a probability of at most 0.01."""
+    """The grammar gives more than 3% of the tokens a probability of at most 0.01."""
     tokenizer = make_task(config).tokenizer()
-    # 126 connectives: the n-th has 1 / (5.418 n), which is at most 0.01 from the 19th on
-    rare = {f"{word} " for word in CONNECTIVES.words[18:] + VERBS.words[18:]}
+    # 126 connectives, every other step: the n-th has 1 / (2 * 5.418 n), which is at most 0.01 from the 10th on
+    rare = {f"{word} " for word in CONNECTIVES.words[9:] + VERBS.words[9:]}
     tokens = [token for p in draw(config, 1000) for token in [*tokenizer.encode(p.solution).tokens, "<eos>"]]
     assert sum(token in rare for token in tokens) / len(tokens) > share
 
 
-@pytest.mark.parametrize(("words", "column"), [(CONNECTIVES, 0), (VERBS, 1)], ids=["connectives", "verbs"])
-def test_words_are_drawn_by_zipf(words: Zipf, column: int) -> None:
-    drawn = [
-        step.split()[column]
-        for problem in draw(ArithmeticConfig(), 2000)
+@pytest.mark.parametrize("words", [CONNECTIVES, VERBS], ids=["connectives", "verbs"])
+def test_words_are_drawn_by_zipf(words: Zipf) -> None:
+    assert not set(CONNECTIVES.words) & set(VERBS.words)
+    steps = [
+        step
+        for problem in draw(ArithmeticConfig(), 4000)
         for step in problem.solution.split(" #### ")[0].split("; ")
     ]
+    drawn = [step.split()[0] for step in steps if step.split()[0] in words.words]
+    assert 0.45 < len(drawn) / len(steps) < 0.55
     counts = Counter(drawn)
     harmonic = sum(1 / rank for rank in range(1, len(words.words) + 1))
     for rank in (1, 2, 10):
@@ -131,5 +134,5 @@ def test_words_are_drawn_by_zipf(words: Zipf, column: int) -> None:
 def test_default_responses_are_short() -> None:
     tokenizer = make_task(ArithmeticConfig()).tokenizer()
     lengths = [len(tokenizer.encode(problem.solution).ids) + 1 for problem in draw(ArithmeticConfig(), 500)]
-    assert 22 < sum(lengths) / len(lengths) < 28
+    assert 20 < sum(lengths) / len(lengths) < 26
     assert max(lengths) <= 32

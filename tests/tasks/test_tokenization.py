@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from drpo_bench.task_configs import ArithmeticConfig, TaskConfig, WordProblemsConfig
 from drpo_bench.tasks import make_task
-from drpo_bench.tasks.tokenization import SPECIALS, byte_bpe_tokenizer, word_tokenizer
+from drpo_bench.tasks.tokenization import byte_bpe_tokenizer, word_tokenizer
 
 TEXTS = ["Tom has 48 apples and buys 12 more.\n#### 60", "Ava's 7 dogs eat 100 biscuits, she says.", "naïve café"]
 BPE = byte_bpe_tokenizer(TEXTS, 300)
@@ -17,7 +17,7 @@ WORDS = word_tokenizer(["then ", "take ", "so ", "so", "+", "=", "; ", " #### ",
 
 @pytest.mark.parametrize("tokenizer", [BPE, WORDS], ids=["bpe", "words"])
 def test_special_tokens_have_the_first_ids_and_are_never_added(tokenizer: object) -> None:
-    assert [tokenizer.token_to_id(name) for name in SPECIALS] == [0, 1, 2, 3]  # type: ignore[attr-defined]
+    assert [tokenizer.token_to_id(name) for name in ("<pad>", "<bos>", "<eos>", "<unk>")] == [0, 1, 2, 3]  # type: ignore[attr-defined]
     assert min(tokenizer.encode("12 + 7").ids) >= 3  # type: ignore[attr-defined]
     assert tokenizer.encode("").ids == []  # type: ignore[attr-defined]
 
@@ -84,7 +84,7 @@ def test_tasks_round_trip_without_unknown_words(config: TaskConfig, smallest: in
     tokenizer = task.tokenizer()
     assert smallest <= tokenizer.get_vocab_size() <= largest
     assert tokenizer.to_str() == task.tokenizer().to_str()
-    for index in range(1500):
+    for index in range(800):
         problem = task.problem("train", 0, index)
         prompt, solution = tokenizer.encode(problem.prompt).ids, tokenizer.encode(problem.solution).ids
         assert min(prompt + solution) > 3, tokenizer.encode(problem.prompt + problem.solution).tokens

@@ -34,7 +34,7 @@ IDS = ["default", "small", "two_steps", "six_steps"]
 
 
 @cache
-def draw(config: WordProblemsConfig, count: int = 600) -> list[Problem]:
+def draw(config: WordProblemsConfig, count: int = 400) -> list[Problem]:
     task = make_task(config)
     return [task.problem("warmstart", 0, index) for index in range(count)]
 
@@ -232,3 +232,33 @@ def test_pronouns_stand_for_the_subject_of_the_sentence_before() -> None:
             if sentence.startswith(("He ", "She ")):
                 assert re.match(r"[A-Z][a-z]+ ", before)
                 assert not before.startswith(("The ", "There ", "A ", "Each ", "By ", "Then ", "After ", "In ", "For "))
+
+
+def test_steps_say_whose_amount_they_find() -> None:
+    asked = 0
+    for problem in draw(WordProblemsConfig()):
+        owners = re.findall(r"(\w+)'s \w+:", problem.solution)
+        assert all(owner in problem.prompt for owner in owners)
+        question = re.search(r"How (?:many \w+|much money) does (\w+) have now\?", problem.prompt)
+        if question:
+            asked += 1
+            assert re.search(rf" {question[1]}'s \w+: [^:]*$", problem.solution)
+    assert asked > 70
+
+
+def test_in_an_activity_nobody_who_was_compared_goes_on() -> None:
+    compared = 0
+    for problem in draw(WordProblemsConfig(distractors=0.0), 1500):
+        sentences = re.split(r"(?<=[.?]) ", problem.prompt)
+        for position, sentence in enumerate(sentences):
+            match = re.match(
+                r"(\w+) (?!has )\w+ [^.]* than (\w+)\.|(\w+) (?!has )\w+ [^.]* many \w+ as (\w+)\.", sentence
+            )
+            if match:
+                compared += 1
+                people = [name for name in match.groups() if name]
+                for later in sentences[position + 1 : -1]:
+                    assert not re.match(
+                        rf"(?:In the morning, |After lunch, |After that, |The next week, )?{people[1]} ", later
+                    )
+    assert compared > 50

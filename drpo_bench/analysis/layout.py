@@ -1,0 +1,147 @@
+"""The page of a figure, laid out in inches (panels, small print on top, a legend below), and how it is saved."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from drpo_bench.analysis.load import csv_text
+from drpo_bench.analysis.style import RC, LossStyle, loss_order, loss_style, variant_style
+from drpo_bench.records import write_text
+
+NOTE_SIZE = 7.5
+LEFT, RIGHT, GAP = 0.66, 0.14, 0.16  # inches: beside the panels and between them
+LINE = 0.17  # inches of a line of text
+Styles = dict[tuple[str, str], tuple[str, LossStyle]]
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Our rcParams for the block; matplotlib's global state is as before afterwards."""
+    with mpl.rc_context():
+        mpl.rcdefaults()  # no matplotlibrc of this machine has a say
+        mpl.rcParams.update(RC)
+        yield
+
+
+def cell_styles(table: pd.DataFrame) -> Styles:
+    """(label, style) of each (loss, loss_params) of a table, in its order of losses."""
+    cells = table.drop_duplicates(["loss", "loss_params"])
+    count = cells.groupby("loss")["variant"].max() + 1
+    rows = sorted(cells.to_dict("records"), key=lambda row: (loss_order(row["loss"]), row["variant"]))
+    return {
+        (row["loss"], row["loss_params"]): (
+            row["loss_label"],
+            variant_style(loss_style(row["loss"]), row["variant"], count[row["loss"]]),
+        )
+        for row in rows
+    }
+
+
+def new_page(
+    shape: tuple[int, int],
+    panel: tuple[float, float],
+    handles: Sequence[Any],
+    *,
+    note: str,
+    title_lines: int = 1,
+    tick_lines: int = 1,
+    labels: tuple[str, str],
+    between: float = 0.0,
+    beside: float = GAP,
+    **subplots: Any,
+) -> tuple[Figure, Any]:
+    """(figure, axes [rows, columns]) with panels of `panel` inches; no pyplot, so that nothing keeps them alive.
+
+    `labels` are the common x and y labels, `between` inches more between rows, `beside` between columns.
+    """
+    rows, columns = shape
+    width = LEFT + columns * panel[0] + (columns - 1) * beside + RIGHT
+    notes = wrap(note, int(width * 72 / NOTE_SIZE * 1.85))
+    ncols = legend_columns(handles, width)
+    legend = LINE * -(-len(handles) // ncols) + 0.1
+    bottom = legend + LINE * tick_lines + 0.1 + (LINE if labels[0] else 0)
+    top = 0.08 + 0.135 * len(notes) + LINE * title_lines + 0.08
+    gap = GAP + LINE * (title_lines if between == 0 else 0) + between
+    height = bottom + rows * panel[1] + (rows - 1) * gap + top
+    fig = Figure(figsize=(width, height))
+    axes = fig.subplots(rows, columns, squeeze=False, **subplots)
+    fig.subplots_adjust(
+        left=LEFT / width,
+        right=1 - RIGHT / width,
+        bottom=bottom / height,
+        top=1 - top / height,
+        wspace=beside / panel[0],
+        hspace=gap / panel[1],
+    )
+    middle = (LEFT + width - RIGHT) / 2 / width
+    fig.text(0.08 / width, 1 - 0.06 / height, "\n".join(notes), va="top", fontsize=NOTE_SIZE, color="#555555")
+    fig.text(middle, (legend + 0.02) / height, labels[0], ha="center", va="bottom")
+    fig.text(0.08 / width, (bottom + height - top) / 2 / height, labels[1], rotation=90, va="center")
+    fig.legend(
+        handles=handles,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0.0),
+        borderaxespad=0.2,
+        ncols=ncols,
+        handlelength=3.0,
+        columnspacing=1.4,
+    )
+    return fig, axes
+
+
+def legend_columns(handles: Sequence[Any], width: float) -> int:
+    """As many columns as fit the width, evenly filled; the entries run down the columns."""
+    widths = [0.72 + 0.072 * len(str(handle.get_label())) for handle in handles]
+    for rows in range(1, len(handles)):
+        columns = [widths[i : i + rows] for i in range(0, len(widths), rows)]
+        if sum(map(max, columns)) <= width:
+            return len(columns)
+    return 1
+
+
+def line_handles(styles: Styles) -> list[Line2D]:
+    """The legend's entries of lines."""
+    return [
+        Line2D([], [], color=style.color, linestyle=style.dashes, marker=style.marker, label=label)
+        for label, style in styles.values()
+    ]
+
+
+def draw_band(ax: Axes, x: Any, low: Any, high: Any, color: str, fill: float) -> None:
+    """A pale band with a fine outline, so that several of them can still be told apart."""
+    ax.fill_between(x, low, high, color=color, alpha=fill, linewidth=0)
+    for edge in (low, high):
+        ax.plot(x, edge, color=color, alpha=0.5, linewidth=0.5)
+
+
+def save_figure(fig: Figure, table: pd.DataFrame, directory: Path, name: str) -> list[Path]:
+    """Write `<name>.png`, `.pdf` and the `.csv` of what was drawn; equal input gives equal bytes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    metadata: dict[str, dict[str, None]] = {
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
+    paths = []
+    with drawing():
+        for kind, without in metadata.items():
+            buffer = io.BytesIO()
+            fig.savefig(buffer, format=kind, metadata=without)
+            paths.append(directory / f"{name}.{kind}")
+            temporary = paths[-1].with_name(f".{paths[-1].name}.{os.getpid()}")
+            temporary.write_bytes(buffer.getvalue())
+            temporary.replace(paths[-1])
+    paths.append(directory / f"{name}.csv")
+    write_text(paths[-1], csv_text(table))
+    return paths

@@ -1,0 +1,147 @@
+"""The report of an experiment: csv files, figures and report.md, from its folder alone; a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+from rich.text import Text
+
+from drpo_bench.analysis.captions import captions, emulation_text, figure_notes, sample_text, single
+from drpo_bench.analysis.cells import current, done, label_runs
+from drpo_bench.analysis.figures import final_bars, learning_curves
+from drpo_bench.analysis.layout import save_figure
+from drpo_bench.analysis.load import Results, read_results, update_results
+from drpo_bench.analysis.notes import notes
+from drpo_bench.analysis.rows import markdown_table, result_rows
+from drpo_bench.analysis.stability import SETTINGS_A_PAGE, stability_panel
+from drpo_bench.analysis.tables import curve_table, final_table, stability_table
+from drpo_bench.records import DONE, write_text
+
+REPORT, FIGURES = "report.md", "figures"
+TERMINAL = ("setting", "loss", "n", "step 0", "final [95%]", "worst", "gain [95%]", "collapsed [95%]", "unfinished")
+EXPLANATION = """
+Accuracy is sampled at temperature 1 on fixed held-out problems. Final: mean of the last 20% of a run's evaluations;
+then the mean over seeds with a 95% percentile bootstrap interval; IQM: interquartile mean; worst: the worst seed.
+Collapsed: runs of n, with an exact (Clopper-Pearson) 95% interval, and the batches at which they did; \\* where a loss
+or gradient was not finite: later evaluations count as 0. Mismatch k3: before the first update, in the median over
+runs. Unfinished runs enter no number but step 0 and mismatch."""
+
+
+def write_report(experiment_dir: Path) -> Path:
+    """Update the csv files, draw the figures, write report.md; returns its path. Raises UserError without results."""
+    results = update_results(experiment_dir)
+    summary = label_runs(current(results.summary))
+    figures = draw_figures(summary, results.curves, experiment_dir / FIGURES) if len(done(summary)) else {}
+    path = experiment_dir / REPORT
+    write_text(path, "\n".join(report_lines(results, summary, figures)) + "\n")
+    return path
+
+
+def draw_figures(summary: pd.DataFrame, curves: pd.DataFrame, directory: Path) -> dict[str, list[str]]:
+    """Draw every figure; the names of its files (a page each) by the figure's name."""
+    small_print, drawn = figure_notes(summary), dict[str, list[str]]()
+    curve, final = curve_table(summary, curves), final_table(summary)
+    if len(curve):
+        save_figure(learning_curves(curve, small_print["learning_curves"]), curve, directory, "learning_curves")
+        drawn["learning_curves"] = ["learning_curves"]
+    save_figure(final_bars(final, small_print["final_accuracy"]), final, directory, "final_accuracy")
+    drawn["final_accuracy"] = ["final_accuracy"]
+    stability = stability_table(summary, curves)
+    settings = list(dict.fromkeys(stability["setting_label"]))
+    for start in range(0, len(settings), SETTINGS_A_PAGE):
+        page = stability[stability["setting_label"].isin(settings[start : start + SETTINGS_A_PAGE])]
+        name = "stability" if start == 0 else f"stability_{start // SETTINGS_A_PAGE + 1}"
+        save_figure(stability_panel(page, small_print["stability"]), page, directory, name)
+        drawn.setdefault("stability", []).append(name)
+    return drawn
+
+
+def report_lines(results: Results, summary: pd.DataFrame, figures: dict[str, list[str]]) -> Iterator[str]:
+    """The lines of report.md."""
+    yield f"# {results.directory.resolve().name}"
+    if results.question:
+        yield f"\n> {results.question}"
+    states = summary["state"].value_counts().sort_index()
+    yield f"\n{len(summary)} runs: {', '.join(f'{count} {state}' for state, count in states.items())}."
+    if figures:
+        one = " One seed says nothing about the spread: no claim can stand on it." if single(summary) else ""
+        yield f"Numbers: {sample_text(summary)}.{one} {emulation_text(summary).capitalize()}."
+    else:
+        yield "No run has a result yet, so there are no figures."
+    yield "\n## Results\n"
+    yield from markdown_table(result_rows(final_table(summary)))
+    yield EXPLANATION
+    yield from unfinished_section(summary)
+    if figures:
+        yield "\n## Figures"
+        texts = captions(summary, results.curves)
+        for name, pages in figures.items():
+            yield ""
+            for page in pages:
+                yield f"![{name}]({FIGURES}/{page}.png)"
+            files = ", ".join(f"[{p}.{kind}]({FIGURES}/{p}.{kind})" for p in pages for kind in ("pdf", "csv"))
+            yield f"\n{texts[name]} ({files})"
+    yield "\n## Notes\n"
+    yield from (f"- {note}" for note in notes(results, summary))
+    yield from provenance_section(results, summary)
+
+
+def unfinished_section(summary: pd.DataFrame) -> Iterator[str]:
+    """Every run without a result, by name."""
+    rest = summary[~summary["state"].isin(DONE)]
+    if len(rest):
+        yield "\n### Unfinished runs\n"
+        yield from markdown_table(
+            [
+                {"run": r["run_id"], "state": r["state"], "step": f"{r['step']}/{r['steps']}", "reason": r["reason"]}
+                for r in rest.to_dict("records")
+            ]
+        )
+
+
+def provenance_section(results: Results, summary: pd.DataFrame) -> Iterator[str]:
+    """Where the numbers come from and how to get them again."""
+    directory = results.directory.resolve()
+    target = Path(results.file).stem or directory.name
+    yield "\n## How to reproduce\n"
+    yield f"```\ndrpo-bench run {target}\ndrpo-bench report {directory.parent.name}/{directory.name}\n```\n"
+    if results.file:
+        yield f"- Experiment file: {results.file}; the resolved config of each run is its config.json."
+    for column, name in (
+        ("commit", "Commit"),
+        ("machine", "Machine"),
+        ("threads", "Threads"),
+        ("versions", "Versions"),
+    ):
+        values = summary[column].astype("string").fillna("").replace({"": "not recorded"}).value_counts().sort_index()
+        yield f"- {name}: " + "; ".join(f"{value} ({count} runs)" for value, count in values.items())
+    seconds = summary["seconds"].dropna()
+    if len(seconds):
+        yield (
+            f"- Wall time: {seconds.sum() / 60:.1f} minutes in sum over the runs, of which several may have run at "
+            f"a time; {seconds.min():.0f} to {seconds.max():.0f} s a run."
+        )
+
+
+def comparison_table(experiment_dirs: Sequence[Path]) -> Table:
+    """One row a setting and loss of each experiment, for the end of a run and for `compare`. Writes nothing."""
+    names = [directory.resolve().name for directory in experiment_dirs]
+    if len(set(names)) < len(names):
+        names = [str(directory) for directory in experiment_dirs]
+    parts = [current(read_results(directory).summary) for directory in experiment_dirs]
+    together = label_runs(pd.concat([part.assign(source=name) for part, name in zip(parts, names, strict=True)]))
+    tables = {name: result_rows(final_table(together[together["source"] == name])) for name in names}
+    headers = [h for h in TERMINAL if h != "unfinished" or any(row[h] for rows in tables.values() for row in rows)]
+    table = Table(title=" and ".join(names))
+    for header in (["experiment"] if len(names) > 1 else []) + headers:
+        left = header in ("experiment", "setting", "loss")
+        table.add_column(header, justify="left" if left else "right", overflow="fold")
+    for name, rows in tables.items():
+        for row in rows:
+            cells = ([name] if len(names) > 1 else []) + [row[header] for header in headers]
+            table.add_row(*map(Text, cells))
+        table.add_section()
+    return table
