@@ -27,6 +27,8 @@ class ArithmeticConfig(Frozen):
     def _ordered(self) -> ArithmeticConfig:
         if self.min_terms > self.max_terms:
             raise ValueError(f"min_terms ({self.min_terms}) is above max_terms ({self.max_terms})")
+        if self.nesting > 0 and self.max_terms < 3:
+            raise ValueError("nesting: parentheses need max_terms of at least 3")
         return self
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from drpo_bench.analysis.cells import CELL, done, seeds_text
-from drpo_bench.analysis.figures import BANDS_UP_TO
+from drpo_bench.analysis.layout import BANDS_UP_TO
 from drpo_bench.analysis.runs import KEY
 from drpo_bench.analysis.style import TIMES
 from drpo_bench.analysis.tables import STABILITY_METRICS, rows_of
@@ -32,14 +32,14 @@ def single(summary: pd.DataFrame) -> bool:
 
 
 def emulation_text(summary: pd.DataFrame) -> str:
-    """`emulated: bf16 (trainer and rollout)`: rounded onto a format's grid, not computed in it."""
-    words = {"rollout+trainer": "trainer and rollout", "unknown": "not known"}
-    parts = []
-    for precision, runs in summary.groupby("precision", sort=False):
-        sides = sorted({words.get(value, value) for value in runs["emulated"] if value != "none"})
-        if sides:
-            parts.append(f"{precision} ({' / '.join(sides)})")
-    return "emulated: " + ", ".join(parts) if parts else "nothing is emulated"
+    """`emulated: bf16, fp8_rollout (trainer and rollout)`: rounded onto a format's grid, not computed in it."""
+    words = {"rollout+trainer": "trainer and rollout", "rollout": "rollout only", "trainer": "trainer only"}
+    runs = summary[summary["emulated"] != "none"]
+    parts = [
+        f"{', '.join(part['precision'].unique())} ({words.get(str(sides), 'not known')})"
+        for sides, part in runs.groupby("emulated", sort=False)
+    ]
+    return "emulated: " + "; ".join(parts) if parts else "nothing is emulated"
 
 
 def problem_counts(summary: pd.DataFrame) -> str:

@@ -11,12 +11,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from drpo_bench.analysis.layout import cell_styles, draw_band, drawing, line_handles, new_page
+from drpo_bench.analysis.layout import BANDS_UP_TO, cell_styles, draw_band, drawing, line_handles, new_page
 from drpo_bench.analysis.style import TIMES, LossStyle
 
 CROSS: dict[str, Any] = {"marker": "X", "markersize": 8, "markeredgecolor": "white", "markeredgewidth": 0.8}
 PANELS = {1: (4.6, 2.7), 2: (3.1, 2.4), 3: (2.08, 1.8)}  # inches, by number of columns
-BANDS_UP_TO = 6  # losses in a figure; the bands of more hide each other
 BARS_A_ROW = 40  # more of them cannot be told apart at the width of a page
 DASHED: dict[str, Any] = {"color": "black", "linewidth": 1.2, "dashes": (4, 2)}
 

@@ -23,6 +23,7 @@ from drpo_bench.records import write_text
 NOTE_SIZE = 7.5
 LEFT, RIGHT, GAP = 0.66, 0.14, 0.16  # inches: beside the panels and between them
 LINE = 0.17  # inches of a line of text
+BANDS_UP_TO = 6  # lines in a panel; the bands of more hide each other
 Styles = dict[tuple[str, str], tuple[str, LossStyle]]
 
 

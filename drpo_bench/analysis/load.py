@@ -45,7 +45,7 @@ def update_results(directory: Path) -> Results:
 def _merge(directory: Path) -> tuple[Results, pd.DataFrame, pd.DataFrame]:
     problems: list[str] = []
     runs = list(_read_runs(directory, problems))
-    old = read_text_table(directory / SUMMARY, SUMMARY_COLUMNS)
+    old = read_text_table(directory / SUMMARY, SUMMARY_COLUMNS, KEY)
     with_result = set(_keys(old[old["state"].isin(DONE)]))
     fresh = []
     for run in runs:
@@ -55,7 +55,7 @@ def _merge(directory: Path) -> tuple[Results, pd.DataFrame, pd.DataFrame]:
         else:
             fresh.append(run)
     summary = merge_rows(old, [run.summary for run in fresh], SUMMARY_COLUMNS, KEY)
-    old_curves = read_text_table(directory / CURVES, CURVE_COLUMNS)
+    old_curves = read_text_table(directory / CURVES, CURVE_COLUMNS, (*KEY, "step"))
     replaced = [tuple(as_text(run.summary[column]) for column in KEY) for run in fresh]
     rows = [row for run in fresh for row in run.curves]
     curves = merge_rows(old_curves, rows, CURVE_COLUMNS, (*KEY, "step"), replaced)
@@ -120,7 +120,7 @@ def csv_text(table: pd.DataFrame) -> str:
     return text
 
 
-def read_text_table(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
+def read_text_table(path: Path, columns: Mapping[str, type], key: Sequence[str]) -> pd.DataFrame:
     """A csv as text, so that the rows we keep stay as they are to the byte; empty if there is no file."""
     if not path.exists():
         return pd.DataFrame(columns=list(columns), dtype=str)
@@ -128,9 +128,12 @@ def read_text_table(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a csv file: {error}") from None
-    missing = [column for column in KEY if column not in table]
-    if missing:
-        raise UserError(f"{path}: column {missing[0]} is missing")
+    for column in key:
+        if column not in table:
+            raise UserError(f"{path}: column {column} is missing")
+        wrong = table.loc[~table[column].str.fullmatch(r"\d+" if columns[column] is int else ".+"), column]
+        if len(wrong):
+            raise UserError(f"{path}: line {wrong.index[0] + 2}: {column} is {wrong.iloc[0]!r}")
     return table.reindex(columns=[*columns, *(c for c in table.columns if c not in columns)], fill_value="")
 
 

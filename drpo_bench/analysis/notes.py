@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from drpo_bench.analysis.cells import done, seeds_text
+from drpo_bench.analysis.cells import CELL, done, seeds_text
 from drpo_bench.analysis.load import Results
 from drpo_bench.analysis.runs import KEY
+from drpo_bench.records import DONE
 
 
 def notes(results: Results, summary: pd.DataFrame) -> Iterator[str]:
@@ -23,9 +24,15 @@ def notes(results: Results, summary: pd.DataFrame) -> Iterator[str]:
     names = sorted(set(summary["experiment"]))
     if len(names) > 1:
         yield f"This folder holds runs of {len(names)} experiments: {', '.join(names)}."
+    few = done(summary).groupby(CELL).size().between(2, 4).sum()
+    if few:
+        yield f"{few} cells have 2 to 4 seeds: bootstrap intervals of so few are too narrow."
     for label, runs in done(summary).groupby("setting_label", sort=False):
         yield from pairing_notes(str(label), runs)
     yield from curve_notes(done(summary), results.curves)
+    blank = summary.loc[summary["state"].isin(DONE) & summary["final_accuracy"].isna(), "run_id"]
+    if len(blank):
+        yield f"{len(blank)} runs have ended, but have no evaluations and enter no number: {', '.join(blank)}."
     if (summary["emulated"] == "unknown").any():
         yield "Some runs have no env.json: what they emulate is not known."
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -15,13 +17,12 @@ from drpo_bench.analysis.figures import final_bars, learning_curves
 from drpo_bench.analysis.layout import save_figure
 from drpo_bench.analysis.load import Results, read_results, update_results
 from drpo_bench.analysis.notes import notes
-from drpo_bench.analysis.rows import markdown_table, result_rows
+from drpo_bench.analysis.rows import brief_rows, markdown_table, result_rows
 from drpo_bench.analysis.stability import SETTINGS_A_PAGE, stability_panel
 from drpo_bench.analysis.tables import curve_table, final_table, stability_table
 from drpo_bench.records import DONE, write_text
 
 REPORT, FIGURES = "report.md", "figures"
-TERMINAL = ("setting", "loss", "n", "step 0", "final [95%]", "worst", "gain [95%]", "collapsed [95%]", "unfinished")
 EXPLANATION = """
 Accuracy is sampled at temperature 1 on fixed held-out problems. Final: mean of the last 20% of a run's evaluations;
 then the mean over seeds with a 95% percentile bootstrap interval; IQM: interquartile mean; worst: the worst seed.
@@ -110,14 +111,9 @@ def provenance_section(results: Results, summary: pd.DataFrame) -> Iterator[str]
     yield f"```\ndrpo-bench run {target}\ndrpo-bench report {directory.parent.name}/{directory.name}\n```\n"
     if results.file:
         yield f"- Experiment file: {results.file}; the resolved config of each run is its config.json."
-    for column, name in (
-        ("commit", "Commit"),
-        ("machine", "Machine"),
-        ("threads", "Threads"),
-        ("versions", "Versions"),
-    ):
+    for column in ("commit", "machine", "threads", "versions"):
         values = summary[column].astype("string").fillna("").replace({"": "not recorded"}).value_counts().sort_index()
-        yield f"- {name}: " + "; ".join(f"{value} ({count} runs)" for value, count in values.items())
+        yield f"- {column.capitalize()}: " + "; ".join(f"{value} ({count} runs)" for value, count in values.items())
     seconds = summary["seconds"].dropna()
     if len(seconds):
         yield (
@@ -127,21 +123,37 @@ def provenance_section(results: Results, summary: pd.DataFrame) -> Iterator[str]
 
 
 def comparison_table(experiment_dirs: Sequence[Path]) -> Table:
-    """One row a setting and loss of each experiment, for the end of a run and for `compare`. Writes nothing."""
+    """One row a setting, loss and experiment, for the end of a run and for `compare`. Writes nothing."""
     names = [directory.resolve().name for directory in experiment_dirs]
     if len(set(names)) < len(names):
         names = [str(directory) for directory in experiment_dirs]
     parts = [current(read_results(directory).summary) for directory in experiment_dirs]
-    together = label_runs(pd.concat([part.assign(source=name) for part, name in zip(parts, names, strict=True)]))
-    tables = {name: result_rows(final_table(together[together["source"] == name])) for name in names}
-    headers = [h for h in TERMINAL if h != "unfinished" or any(row[h] for rows in tables.values() for row in rows)]
-    table = Table(title=" and ".join(names))
-    for header in (["experiment"] if len(names) > 1 else []) + headers:
-        left = header in ("experiment", "setting", "loss")
-        table.add_column(header, justify="left" if left else "right", overflow="fold")
-    for name, rows in tables.items():
-        for row in rows:
-            cells = ([name] if len(names) > 1 else []) + [row[header] for header in headers]
-            table.add_row(*map(Text, cells))
-        table.add_section()
+    labelled = [part.assign(source=name) for part, name in zip(parts, names, strict=True)]
+    together = label_runs(pd.concat(labelled, ignore_index=True))
+    rows: list[dict[str, str]] = []
+    for _, runs in together.groupby("setting", sort=False):
+        own = [
+            row | {"experiment": str(name)}
+            for name, part in runs.groupby("source", sort=False)
+            for row in brief_rows(final_table(part))
+        ]
+        rows += sorted(own, key=lambda row: list(runs["loss_label"]).index(row["loss"]))
+    return terminal_table(" and ".join(names), rows, {"experiment"} if len(names) == 1 else set())
+
+
+def terminal_table(title: str, rows: Sequence[dict[str, str]], hidden: set[str]) -> Table:
+    """A rich table without its empty columns; each setting is a heading over its losses."""
+    hidden = hidden | {"setting"}
+    headers = [header for header in rows[0] if header not in hidden and any(row[header] for row in rows)]
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    for header in headers:
+        wide, words = header in ("experiment", "collapsed"), header in ("experiment", "loss")
+        table.add_column(header, justify="left" if words else "right", no_wrap=not wide, overflow="fold")
+    heading = ""
+    for row in rows:
+        if row["setting"] != heading:
+            heading = row["setting"]
+            table.add_section()
+            table.add_row(Text(heading, style="bold"))
+        table.add_row(f"  {escape(row['loss'])}", *(Text(row[header]) for header in headers[1:]))
     return table

@@ -20,12 +20,32 @@ HEADERS = [
     "collapsed [95%]",
     "unfinished",
     "mismatch k3",
+    "emulated",
 ]
 
 
 def result_rows(final: pd.DataFrame) -> list[dict[str, str]]:
     """The rows of `tables.final_table` under HEADERS."""
     return [dict(zip(HEADERS, _cells(row), strict=True)) for row in final.to_dict("records")]
+
+
+def brief_rows(final: pd.DataFrame) -> list[dict[str, str]]:
+    """What fits into a terminal: the interval of the final accuracy only."""
+    return [
+        {
+            "setting": row["setting_label"] + ("" if row["emulated"] == "none" else " (emulated)"),
+            "loss": row["loss_label"],
+            "experiment": "",
+            "n": str(row["n"]),
+            "step 0": number(row["initial"]),
+            "final [95%]": with_interval(row, "final"),
+            "worst": number(row["final_worst"]) if final["n"].max() > 1 else "",
+            "gain": number(row["gain"], "+"),
+            "collapsed": f"{row['collapsed']}/{row['n']} at {row['collapse_steps']}" if row["collapsed"] else "",
+            "unfinished": row["unfinished"],
+        }
+        for row in final.to_dict("records")
+    ]
 
 
 def _cells(row: Mapping[Any, Any]) -> list[str]:
@@ -42,6 +62,7 @@ def _cells(row: Mapping[Any, Any]) -> list[str]:
         collapses(row),
         row["unfinished"],
         "" if pd.isna(row["mismatch_k3"]) else f"{row['mismatch_k3']:.1e}",
+        row["emulated"],
     ]
 
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from drpo_bench.analysis.layout import GAP, cell_styles, draw_band, drawing, line_handles, new_page
+from drpo_bench.analysis.layout import BANDS_UP_TO, GAP, cell_styles, draw_band, drawing, line_handles, new_page
 from drpo_bench.analysis.style import LossStyle
 from drpo_bench.analysis.tables import STABILITY_METRICS
 
@@ -74,7 +74,14 @@ def _draw_panel(ax: Axes, panel: pd.DataFrame, styles: dict[tuple[str, str], tup
         style = styles[str(loss), str(params)][1]
         x, y = line["step"].to_numpy(float), line["median"].to_numpy(float)
         if line["n"].max() > 1:
-            draw_band(ax, x, line["low"].to_numpy(float), line["high"].to_numpy(float), style.color, fill=0.04)
+            draw_band(
+                ax,
+                x,
+                line["low"].to_numpy(float),
+                line["high"].to_numpy(float),
+                style.color,
+                fill=0.04 if len(styles) <= BANDS_UP_TO else 0,
+            )
         every = max(1, len(line) // 5)
         ax.plot(
             x,

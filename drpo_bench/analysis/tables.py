@@ -56,6 +56,7 @@ def final_table(summary: pd.DataFrame) -> pd.DataFrame:
                 "collapse_steps": ", ".join(steps),
                 "unfinished": ", ".join(f"{count} {state}" for state, count in others.items()),
                 "mismatch_k3": runs["mismatch_k3"].median(),
+                "emulated": " / ".join(sorted(set(runs["emulated"]))),
                 "finals": " ".join(f"{value:.6g}" for value in finals),
             }
         )
@@ -64,7 +65,8 @@ def final_table(summary: pd.DataFrame) -> pd.DataFrame:
 
 def _collapses(collapsed: pd.DataFrame) -> list[tuple[int, str]]:
     """(step, reason) of the runs that collapsed, earliest first."""
-    return sorted((int(s), r) for s, r in zip(collapsed["collapse_step"], collapsed["reason"], strict=True))
+    known = collapsed.dropna(subset="collapse_step")
+    return sorted((int(s), r) for s, r in zip(known["collapse_step"], known["reason"], strict=True))
 
 
 def curve_table(summary: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:

@@ -1,14 +1,15 @@
 """Arithmetic: chains and nested expressions of small integers, solved one operation at a time.
 
-    12+34-7=  ->  so 12+34=46; take 46-7=39 #### 39
+    12+34-7=  ->  so 12+34=46; 46-7=39 #### 39
 
-The word before each equation carries no information: these words are the long tail of rare tokens that
+The words in front of equations carry no information: they are the long tail of rare tokens that
 trust-region methods are about. No result, intermediate or final, is negative.
 """
 
 from __future__ import annotations
 
 import random
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from drpo_bench.task_configs import ArithmeticConfig
@@ -42,9 +43,9 @@ _VERBS = """
     display draw earn enter estimate examine execute explain express extract fetch follow furnish generate
     grasp hold identify infer inspect keep know land learn list locate manage mark measure mention notice
     observe offer pick pinpoint"""
-CONNECTIVES = Zipf(_CONNECTIVES.split())
-VERBS = Zipf(_VERBS.split())
-OPENERS = (CONNECTIVES, VERBS)  # each step begins with a word of one of them
+_TURNS = zip_longest(_CONNECTIVES.split(), _VERBS.split())  # connective, verb, connective, ...
+OPENERS = Zipf([word for pair in _TURNS for word in pair if word], shift=40)  # nine draws of ten are rarer than 0.01
+OPENED = 3  # every third step begins with a word
 SIGNS = ("+", "-", "*", "(", ")", "=", "; ", " #### ")
 PRECEDENCE = {"+": 0, "-": 0, "*": 1}
 
@@ -55,8 +56,6 @@ class Arithmetic:
     name = "arithmetic"
 
     def __init__(self, config: ArithmeticConfig) -> None:
-        if config.nesting > 0 and config.max_terms < 3:
-            raise ValueError("task.nesting: parentheses need task.max_terms of at least 3")
         self.config = config
 
     def problem(self, split: Split, seed: int, index: int) -> Problem:
@@ -66,10 +65,10 @@ class Arithmetic:
         return Problem(prompt_of(root), str(root.value), solve(root, rng))
 
     def tokenizer(self) -> Tokenizer:
-        """Digits, signs and the two word lists."""
+        """Digits, signs and the words."""
         from drpo_bench.tasks.tokenization import word_tokenizer
 
-        return word_tokenizer([*SIGNS, *(f"{word} " for word in CONNECTIVES.words + VERBS.words)])
+        return word_tokenizer([*SIGNS, *(f"{word} " for word in OPENERS.words)])
 
     def grade(self, problem: Problem, response: str) -> Verdict:
         """The number after the last `####`."""
@@ -153,5 +152,8 @@ def _join(operator: str, left: Quantity, right: Quantity) -> Quantity:
 
 def solve(root: Quantity, rng: random.Random) -> str:
     """A worked solution: every operation once, in an order in which its operands are known."""
-    steps = [f"{rng.choice(OPENERS).draw(rng)} {equation(node)}" for node in random_order(root, rng)]
+    steps = [
+        f"{OPENERS.draw(rng)} {equation(node)}" if number % OPENED == 0 else equation(node)
+        for number, node in enumerate(random_order(root, rng))
+    ]
     return f"{'; '.join(steps)} #### {root.value}"

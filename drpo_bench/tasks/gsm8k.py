@@ -91,7 +91,7 @@ def parse_row(row: Row) -> Problem | None:
     if parse_number(answer) is None:
         return None
     solution = f"{CALCULATOR.sub('', work).strip()}\n{MARKER} {answer}"
-    return Problem(f"Question: {question.strip()}\nAnswer: ", answer, solution)
+    return Problem(f"Question: {question.strip()}\nAnswer:\n", answer, solution)
 
 
 def _load(config: Gsm8kConfig) -> tuple[Iterable[Row], Iterable[Row] | None]:

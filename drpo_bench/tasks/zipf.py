@@ -9,13 +9,16 @@ from itertools import accumulate
 
 
 class Zipf:
-    """Words with probability proportional to 1/rank, in the order given."""
+    """Words with probability proportional to 1/(rank + shift), in the order given.
 
-    def __init__(self, words: Sequence[str]) -> None:
+    `shift` is Mandelbrot's: it flattens the head of the list and leaves its tail.
+    """
+
+    def __init__(self, words: Sequence[str], shift: int = 0) -> None:
         assert len(set(words)) == len(words), "a word stands twice in a Zipf list"
-        total = sum(1 / rank for rank in range(1, len(words) + 1))
+        weights = [1 / (rank + shift) for rank in range(1, len(words) + 1)]
         self.words = tuple(words)
-        self.probabilities = tuple(1 / rank / total for rank in range(1, len(words) + 1))
+        self.probabilities = tuple(weight / sum(weights) for weight in weights)
         self._cumulative = list(accumulate(self.probabilities))[:-1]  # the last word takes the rest
 
     def draw(self, rng: random.Random) -> str:

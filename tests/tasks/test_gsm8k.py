@@ -46,7 +46,7 @@ def test_a_row_becomes_prompt_answer_and_clean_solution() -> None:
     }
     problem = parse_row(row)
     assert problem is not None
-    assert problem.prompt == "Question: Weng earns $12 an hour. How much for 100 hours?\nAnswer: "
+    assert problem.prompt == "Question: Weng earns $12 an hour. How much for 100 hours?\nAnswer:\n"
     assert problem.answer == "1200"
     assert problem.solution == "She earns 12*100 = $1,200.\nThat is all.\n#### 1200"
 
