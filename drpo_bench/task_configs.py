@@ -22,6 +22,9 @@ class ArithmeticConfig(Frozen):
     max_operand: int = Field(default=99, ge=9, le=9999, description="Operands are 1..max_operand.")
     operators: str = Field(default="+-", pattern=r"^[+*-]{1,3}$", description="Which of + - * occur.")
     nesting: float = Field(default=0.0, ge=0, le=1, description="Share of problems with parentheses.")
+    guesses: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of guessed answers in what the warm start learns from."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> ArithmeticConfig:

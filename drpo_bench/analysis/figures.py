@@ -56,7 +56,8 @@ def _draw_curve(ax: Axes, line: pd.DataFrame, style: LossStyle, band: bool) -> N
     every = max(1, len(line) // 8)
     ax.plot(x, y, color=style.color, linestyle=style.dashes, marker=style.marker, markevery=every)
     at = line["collapses"].to_numpy() > 0
-    ax.plot(x[at], y[at], linestyle="none", color=style.color, zorder=5, clip_on=False, **CROSS)
+    if at.any():
+        ax.plot(x[at], y[at], linestyle="none", color=style.color, zorder=5, clip_on=False, **CROSS)
 
 
 def final_bars(table: pd.DataFrame, note: str = "") -> Figure:

@@ -11,8 +11,10 @@ from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -122,9 +124,8 @@ def line_handles(styles: Styles) -> list[Line2D]:
 
 def draw_band(ax: Axes, x: Any, low: Any, high: Any, color: str, fill: float) -> None:
     """A pale band with a fine outline, so that several of them can still be told apart."""
-    ax.fill_between(x, low, high, color=color, alpha=fill, linewidth=0)
-    for edge in (low, high):
-        ax.plot(x, edge, color=color, alpha=0.5, linewidth=0.5)
+    outline = np.concatenate([x, x[::-1]]), np.concatenate([low, high[::-1]])
+    ax.fill(*outline, facecolor=to_rgba(color, fill), edgecolor=to_rgba(color, 0.5), linewidth=0.5)
 
 
 def save_figure(fig: Figure, table: pd.DataFrame, directory: Path, name: str) -> list[Path]:

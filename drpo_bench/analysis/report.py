@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -138,17 +139,21 @@ def comparison_table(experiment_dirs: Sequence[Path]) -> Table:
             for row in brief_rows(final_table(part))
         ]
         rows += sorted(own, key=lambda row: list(runs["loss_label"]).index(row["loss"]))
-    return terminal_table(" and ".join(names), rows, {"experiment"} if len(names) == 1 else set())
+    table = terminal_table(rows, {"experiment"} if len(names) == 1 else set())
+    table.title, table.caption = " and ".join(names), emulation_text(together)
+    return table
 
 
-def terminal_table(title: str, rows: Sequence[dict[str, str]], hidden: set[str]) -> Table:
+def terminal_table(rows: Sequence[dict[str, str]], hidden: set[str]) -> Table:
     """A rich table without its empty columns; each setting is a heading over its losses."""
     hidden = hidden | {"setting"}
     headers = [header for header in rows[0] if header not in hidden and any(row[header] for row in rows)]
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     for header in headers:
-        wide, words = header in ("experiment", "collapsed"), header in ("experiment", "loss")
-        table.add_column(header, justify="left" if words else "right", no_wrap=not wide, overflow="fold")
+        words, label = header in ("loss", "experiment", "remarks"), max(len(row[header]) for row in rows)
+        least = {"loss": label + 2, "experiment": label, "remarks": 13}.get(header)  # a heading may wrap
+        justify: Literal["left", "right"] = "left" if words else "right"
+        table.add_column(header, justify=justify, no_wrap=not words, min_width=least, overflow="fold")
     heading = ""
     for row in rows:
         if row["setting"] != heading:

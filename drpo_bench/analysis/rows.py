@@ -30,22 +30,26 @@ def result_rows(final: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def brief_rows(final: pd.DataFrame) -> list[dict[str, str]]:
-    """What fits into a terminal: the interval of the final accuracy only."""
+    """What fits into a terminal of 80 columns."""
     return [
         {
-            "setting": row["setting_label"] + ("" if row["emulated"] == "none" else " (emulated)"),
+            "setting": row["setting_label"],
             "loss": row["loss_label"],
             "experiment": "",
             "n": str(row["n"]),
-            "step 0": number(row["initial"]),
             "final [95%]": with_interval(row, "final"),
             "worst": number(row["final_worst"]) if final["n"].max() > 1 else "",
             "gain": number(row["gain"], "+"),
-            "collapsed": f"{row['collapsed']}/{row['n']} at {row['collapse_steps']}" if row["collapsed"] else "",
-            "unfinished": row["unfinished"],
+            "remarks": remarks(row),
         }
         for row in final.to_dict("records")
     ]
+
+
+def remarks(row: Mapping[Any, Any]) -> str:
+    """`1/3 collapsed at 25*; 1 failed`."""
+    collapsed = f"{row['collapsed']}/{row['n']} collapsed at {row['collapse_steps']}" if row["collapsed"] else ""
+    return "; ".join(text for text in (collapsed, row["unfinished"]) if text)
 
 
 def _cells(row: Mapping[Any, Any]) -> list[str]:

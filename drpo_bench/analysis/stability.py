@@ -23,7 +23,7 @@ AXES: dict[str, tuple[str, bool]] = {
 }
 SETTINGS_A_PAGE = 6
 PANEL_WIDTHS = {1: 2.3, 2: 2.9, 3: 2.1}  # inches, by number of settings; else 1.55
-YLABEL = 0.5  # inches for tick labels and a label of its own
+YLABEL = 0.48  # inches from an axis to its label
 
 
 def stability_panel(table: pd.DataFrame, note: str = "") -> Figure:
@@ -48,7 +48,7 @@ def stability_panel(table: pd.DataFrame, note: str = "") -> Figure:
             title_lines=titles,
             labels=("rollout batch", ""),
             between=0.12 if single else 0.01,
-            beside=YLABEL + 0.1 if single else GAP,
+            beside=YLABEL + 0.16 if single else GAP,
             sharex=True,
             sharey=False if single else "row",
         )
@@ -59,11 +59,11 @@ def stability_panel(table: pd.DataFrame, note: str = "") -> Figure:
                 _draw_panel(ax, own[own["setting_label"] == setting], styles)
             _set_scale(cells[0], own, AXES[metric][1])
             cells[0].set_ylabel(AXES[metric][0])
+            cells[0].yaxis.set_label_coords(-YLABEL / panel[0], 0.5)
         for ax, setting in zip(axes[0][columns // 2 :] if single else axes[0], settings, strict=False):
             ax.set_title(setting.replace(", ", "\n") if titles > 1 else setting)
         for ax in axes.flat[len(metrics) if single else axes.size :]:
             ax.set_visible(False)
-        fig.align_ylabels()
     return fig
 
 

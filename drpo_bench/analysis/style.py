@@ -69,6 +69,7 @@ RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure on every machine
     "font.size": 9,
     "axes.titlesize": 9,
+    "axes.titley": 1.0,
     "axes.labelsize": 9,
     "legend.fontsize": 8.5,
     "xtick.labelsize": 8,

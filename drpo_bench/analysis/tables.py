@@ -98,19 +98,17 @@ def stability_table(summary: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame
 
     The range is no interval: it is there to show the one seed that runs away.
     """
-    rows = []
-    for cell, runs in done(summary).groupby(NAMES, sort=False):
-        own = rows_of(runs, curves).replace([np.inf, -np.inf], nan)
-        values = own.groupby("step")[list(STABILITY_METRICS)].agg(["count", "median", "min", "max"])
-        for metric in STABILITY_METRICS:
-            columns = {"count": "n", "median": "median", "min": "low", "max": "high"}
-            part = pd.DataFrame({name: values[metric, column] for column, name in columns.items()})
-            table = part.reset_index().assign(metric=metric)
-            table = table[table["n"] > 0]
-            if len(table):
-                rows.append(_named(table, cell))
-    order = [*NAMES, "metric", "step", "n", "median", "low", "high"]
-    return pd.concat(rows, ignore_index=True)[order] if rows else pd.DataFrame(columns=order)
+    runs = done(summary)[[*KEY, *NAMES]]
+    cells = runs[NAMES].drop_duplicates()
+    runs = runs.merge(cells.assign(place=range(len(cells))), on=NAMES)
+    names = [*NAMES, "place", "step"]
+    long = curves.merge(runs, on=list(KEY)).melt(names, list(STABILITY_METRICS), "metric", "value")
+    long = long[np.isfinite(long["value"])].assign(row=long["metric"].map(STABILITY_METRICS.index))
+    values = long.groupby([*names, "metric", "row"], sort=False)["value"]
+    table = values.agg(n="count", median="median", low="min", high="max").reset_index()
+    table = table.sort_values(["place", "row", "step"], ignore_index=True)
+    drawn: pd.DataFrame = table[[*NAMES, "metric", "step", "n", "median", "low", "high"]]
+    return drawn
 
 
 def rows_of(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:

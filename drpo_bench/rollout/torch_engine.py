@@ -14,6 +14,8 @@ from drpo_bench import precision
 from drpo_bench.models import head_logits
 from drpo_bench.ops import scale_logits
 from drpo_bench.precision_configs import RolloutPrecision
+from drpo_bench.rollout.decoder import CacheDecoder, Decoder, left_padded
+from drpo_bench.rollout.decoder_qwen3 import Qwen3Decoder, Rounding, supports
 from drpo_bench.rollout.engine import Response, Sampling, uniforms
 
 if TYPE_CHECKING:
@@ -39,13 +41,19 @@ class TorchEngine:
             precision.quantise_inputs(linears)
         fp8_names = {id(linear.weight) for linear in linears} if config.fp8_weights else set()
         self._fp8 = [id(parameter) in fp8_names for parameter in self.model.parameters()]
+        self.rounding = Rounding("fp32" if native else config.dtype, config.fp8_activations)
         self.load_weights(model)
 
     @classmethod
-    def shared(cls, model: PreTrainedModel, device: torch.device) -> TorchEngine:
-        """An engine that samples from `model` itself, whatever its weights and hooks are at that moment."""
+    def shared(cls, model: PreTrainedModel, device: torch.device, dtype: str = "fp32") -> TorchEngine:
+        """An engine that samples from `model` itself, whatever its weights and hooks are at that moment.
+
+        `dtype` is the format that `model` computes in, as `Policy` sets it up: by hooks where it is emulated.
+        """
         engine = cls.__new__(cls)
-        engine.model, engine.device, engine.emulated = model, device, False
+        engine.model, engine.device = model, device
+        engine.emulated = not precision.is_native(dtype, device)
+        engine.rounding = Rounding(dtype if engine.emulated else "fp32")
         return engine
 
     @torch.no_grad()
@@ -64,64 +72,45 @@ class TorchEngine:
         """
         was_training = self.model.training
         self.model.eval()
-        prompt_mask, hidden, cache = self._prefill(prompts)
+        decoder = self._decoder()
+        prompt_ids, prompt_mask = left_padded(prompts, self.device)
+        hidden = decoder.prefill(prompt_ids, prompt_mask, sampling.max_new_tokens)
         rows = len(prompts) * group_size
         repeat = torch.arange(len(prompts), device=self.device).repeat_interleave(group_size)
-        cache.batch_select_indices(repeat)
-        mask = torch.ones(rows, prompt_mask.shape[1] + sampling.max_new_tokens, device=self.device, dtype=torch.long)
-        mask[:, : prompt_mask.shape[1]] = prompt_mask[repeat]
+        decoder.expand(repeat)
         positions = prompt_mask.sum(1)[repeat]  # [rows], of the next token
         randoms = np.stack([uniforms(seed, sampling.max_new_tokens) for seed in seeds.reshape(-1)])
         random = torch.from_numpy(randoms).to(self.device)  # [rows, max_new_tokens]
 
-        stop_ids = torch.tensor(sampling.stop_ids, device=self.device)
+        stop_ids = torch.tensor(sampling.stop_ids, device=self.device, dtype=torch.long)
         tokens = torch.zeros(rows, sampling.max_new_tokens, dtype=torch.long, device=self.device)
         logprobs = torch.zeros(rows, sampling.max_new_tokens, device=self.device)
-        lengths = torch.full((rows,), sampling.max_new_tokens, device=self.device)
-        stopped = torch.zeros(rows, dtype=torch.bool, device=self.device)
         alive = torch.arange(rows, device=self.device)  # rows still in the batch
+        active = torch.ones(rows, dtype=torch.bool, device=self.device)  # of these, which have not stopped
         logits = head_logits(self.model, hidden)[repeat]
         for step in range(sampling.max_new_tokens):
             chosen, chosen_logprobs = sample(logits, random[alive, step], sampling.temperature)
             tokens[alive, step], logprobs[alive, step] = chosen, chosen_logprobs
-            done = torch.isin(chosen, stop_ids) & ~stopped[alive]
-            lengths[alive[done]], stopped[alive[done]] = step + 1, True
-            active = ~stopped[alive]
+            active &= ~torch.isin(chosen, stop_ids)
             num_active = int(active.sum())
             if num_active == 0 or step + 1 == sampling.max_new_tokens:
                 break
             if num_active < COMPACT_BELOW * len(alive):
                 keep = active.nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
-                alive, chosen = alive[keep], chosen[keep]
-            width = prompt_mask.shape[1] + step + 1
-            output = self.model.base_model(
-                input_ids=chosen[:, None],
-                attention_mask=mask[alive, :width],
-                position_ids=(positions[alive] + step)[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits = head_logits(self.model, output.last_hidden_state[:, -1])
+                decoder.select(keep)
+                alive, active, chosen, positions = alive[keep], active[keep], chosen[keep], positions[keep]
+            logits = head_logits(self.model, decoder.step(chosen, positions + step))
         self.model.train(was_training)
+        is_stop = torch.isin(tokens, stop_ids)
+        stopped = is_stop.any(1)
+        lengths = torch.where(stopped, is_stop.int().argmax(1) + 1, sampling.max_new_tokens)  # to the first stop token
         return _responses(tokens.cpu(), logprobs.cpu(), lengths.tolist(), stopped.tolist(), group_size)
 
-    def _prefill(self, prompts: Sequence[Sequence[int]]):  # type: ignore[no-untyped-def]
-        """Left-padded prompts through the model: mask [P, T], last hidden state [P, H], cache."""
-        width = max(len(prompt) for prompt in prompts)
-        ids = torch.zeros(len(prompts), width, dtype=torch.long)
-        mask = torch.zeros(len(prompts), width, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        output = self.model.base_model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            use_cache=True,
-        )
-        return mask, output.last_hidden_state[:, -1], output.past_key_values
+    def _decoder(self) -> Decoder:
+        """The fastest decoder that computes what the model computes."""
+        if supports(self.model, self.rounding):
+            return Qwen3Decoder(self.model, self.rounding)
+        return CacheDecoder(self.model)
 
 
 def sample(logits: Tensor, random: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -134,7 +123,7 @@ def sample(logits: Tensor, random: Tensor, temperature: float) -> tuple[Tensor, 
         chosen = log_probs.argmax(-1)
     else:
         log_probs = scale_logits(logits, temperature).log_softmax(-1)
-        cumulative = log_probs.double().exp_().cumsum(-1)
+        cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
         threshold = random[:, None] * cumulative[:, -1:]
         chosen = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
         chosen = chosen.clamp_(max=logits.shape[-1] - 1)

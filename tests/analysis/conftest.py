@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from drpo_bench.config import RunConfig, canonical
-from drpo_bench.records import RunDir, append_record, write_json
+from drpo_bench.records import RunDir, plain, write_json
 
 LOSSES = ("pg_is", "grpo", "spo", "dppo_tv", "drpo")
 RISING = (0.4, 0.5, 0.55, 0.6, 0.6, 0.6, 0.6)  # at steps 0, 10, ..., 60; the last fifth are two evaluations
@@ -62,11 +63,13 @@ def write_run(
     } | (metrics or {})
     for name in without:
         del batch[name]
+    lines = []
     for step in range(10 * (len(accuracies) - 1) + 1):
         record: dict[str, Any] = {"step": step, "time_s": 0.5 * step} | (batch if step else {})
         if step % 10 == 0:
             record[f"eval/{config.task.name}/accuracy"] = accuracies[step // 10]
-        append_record(run_dir.metrics, record)
+        lines.append(json.dumps({key: plain(value) for key, value in record.items()}) + "\n")
+    run_dir.metrics.write_text("".join(lines))
     run_dir.set_status(state, **({"step": 60, "steps": 60, "seconds": 30.0} | status))  # type: ignore[arg-type]
     return run_dir
 

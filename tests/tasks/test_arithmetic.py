@@ -130,3 +130,14 @@ def test_default_responses_are_short() -> None:
     lengths = [len(tokenizer.encode(problem.solution).ids) + 1 for problem in draw(ArithmeticConfig(), 500)]
     assert 18 < sum(lengths) / len(lengths) < 24
     assert max(lengths) <= 32
+
+
+def test_guesses_skip_the_work_and_are_in_the_warm_start_alone() -> None:
+    task = make_task(ArithmeticConfig(guesses=0.4))
+    problems = [task.problem("warmstart", 0, index) for index in range(1000)]
+    guessed = [problem for problem in problems if "=" not in problem.solution]
+    assert 340 < len(guessed) < 460
+    right = sum(task.grade(problem, problem.solution).reward for problem in guessed)
+    assert right < 0.1 * len(guessed)
+    assert all(task.grade(problem, problem.solution).reward for problem in problems if "=" in problem.solution)
+    assert all("=" in task.problem("train", 0, index).solution for index in range(200))

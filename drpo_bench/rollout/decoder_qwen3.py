@@ -1,0 +1,184 @@
+"""Dense Qwen3 by hand: fused projections, a preallocated KV cache, and the roundings that module hooks emulate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from drpo_bench.precision import quantise_e4m3, round_to
+from drpo_bench.rollout.decoder import prompt_positions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What a model's hooks emulate (`precision.emulate_compute`, `precision.quantise_inputs`)."""
+
+    dtype: str = "fp32"  # activations are rounded onto this grid; fp32 where the hardware does it or nothing does
+    fp8: bool = False  # inputs of the decoder's linear layers are quantised to e4m3
+
+    @property
+    def needs_hooks(self) -> bool:
+        return self.fp8 or self.dtype != "fp32"
+
+    def store(self, values: Tensor) -> Tensor:
+        """An output of a layer, or an input that no layer put out."""
+        return round_to(values, self.dtype)
+
+    def linear_input(self, values: Tensor) -> Tensor:
+        """The input of a decoder linear that already lies on the grid."""
+        return quantise_e4m3(values.float()).to(values.dtype) if self.fp8 else values
+
+
+def supports(model: PreTrainedModel, rounding: Rounding) -> bool:
+    """Whether `Qwen3Decoder` computes what the module would: a plain dense Qwen3, no hook but those of `rounding`."""
+    from transformers import Qwen3ForCausalLM
+
+    config = model.config
+    if type(model) is not Qwen3ForCausalLM:
+        return False
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    return (
+        bool(hooked) == rounding.needs_hooks
+        and set(config.layer_types) == {"full_attention"}
+        and not config.attention_bias
+        and config.rope_parameters["rope_type"] == "default"
+        and config.hidden_act == "silu"
+    )
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The weights of one block; those applied to one input stand one above the other."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    head_norm: Tensor  # [heads + kv_heads, head_dim]
+    output: Tensor
+    mlp_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+def read_layer(block: Any, heads: int, kv_heads: int) -> Layer:
+    attention, mlp = block.self_attn, block.mlp
+    q_norm, k_norm = attention.q_norm.weight, attention.k_norm.weight
+    return Layer(
+        input_norm=block.input_layernorm.weight,
+        qkv=torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]),
+        head_norm=torch.cat([q_norm.expand(heads, -1), k_norm.expand(kv_heads, -1)]),
+        output=attention.o_proj.weight,
+        mlp_norm=block.post_attention_layernorm.weight,
+        gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
+        down=mlp.down_proj.weight,
+    )
+
+
+class Qwen3Decoder:
+    """Reads the weights when it is made, so a decoder serves one `generate` call: weights change in between."""
+
+    def __init__(self, model: PreTrainedModel, rounding: Rounding) -> None:
+        config, base = model.config, model.base_model
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim, self.eps, self.rounding = config.head_dim, config.rms_norm_eps, rounding
+        self.embedding, self.norm = base.embed_tokens.weight, base.norm.weight
+        self.layers = [read_layer(block, self.heads, self.kv_heads) for block in base.layers]
+        self.inv_freq = base.rotary_emb.inv_freq
+
+    @torch.inference_mode()
+    def prefill(self, ids: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
+        num_prompts, width = ids.shape
+        dtype = self.embedding.dtype
+        self.length, self.max_length = 0, width + max_new_tokens
+        angles = torch.arange(self.max_length, device=ids.device)[:, None] * self.inv_freq.float()
+        cos, sin = self.rounding.store(angles.cos()).to(dtype), self.rounding.store(angles.sin()).to(dtype)
+        self.cos = torch.cat([cos, cos], -1)[:, None]  # [positions, 1, head_dim]
+        self.sin = torch.cat([-sin, sin], -1)[:, None]
+        self.cache = self._allocate(num_prompts, width)
+        # Added to the scores. A padding query sees itself, lest its softmax be of nothing.
+        self.bias = torch.zeros(num_prompts, 1, 1, self.max_length, device=ids.device, dtype=dtype)
+        self.bias[..., :width].masked_fill_(mask[:, None, None] == 0, -torch.inf)
+        self.ragged = not bool(mask.all())
+        later = torch.ones(width, width, device=ids.device, dtype=torch.bool).triu(1)
+        causal = self.bias[..., :width].masked_fill(later, -torch.inf)  # [P, 1, T, T]
+        causal.diagonal(dim1=-2, dim2=-1).zero_()
+        group = self.heads // self.kv_heads
+        hidden = self._forward(ids, prompt_positions(mask), causal.repeat(1, 1, group, 1))
+        return hidden.view(num_prompts, width, -1)[:, -1]
+
+    @torch.inference_mode()
+    def expand(self, repeat: Tensor) -> None:
+        prompts, self.cache = self.cache, self._allocate(len(repeat), self.max_length)
+        for samples, prompt in zip(self.cache, prompts, strict=True):
+            samples[:, :, :, : self.length] = prompt[:, repeat]
+        self.bias = self.bias[repeat]
+
+    @torch.inference_mode()
+    def select(self, rows: Tensor) -> None:
+        for layer in self.cache:
+            layer[:, : len(rows), :, : self.length] = layer[:, rows, :, : self.length]
+        self.cache = self.cache[:, :, : len(rows)]
+        self.bias = self.bias[rows]
+
+    @torch.inference_mode()
+    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        bias = self.bias[..., : self.length + 1] if self.ragged else None
+        return self._forward(tokens[:, None], positions[:, None], bias)
+
+    def _allocate(self, rows: int, length: int) -> Tensor:
+        """An empty cache: keys and values of every layer."""
+        shape = (len(self.layers), 2, rows, self.kv_heads, length, self.head_dim)
+        return torch.empty(shape, dtype=self.embedding.dtype, device=self.embedding.device)
+
+    def _forward(self, ids: Tensor, positions: Tensor, bias: Tensor | None) -> Tensor:
+        """Append tokens [rows, T] to the cache; hidden states [rows * T, H]."""
+        store, linear_input = self.rounding.store, self.rounding.linear_input
+        positions = positions.flatten()
+        cos, sin = self.cos[positions], self.sin[positions]
+        hidden = store(F.embedding(ids.flatten(), self.embedding))
+        for layer, cache in zip(self.layers, self.cache, strict=True):
+            normed = linear_input(self._normed(hidden, layer.input_norm))
+            heads = store(F.linear(normed, layer.qkv)).view(len(hidden), -1, self.head_dim)
+            attended = self._attention(heads, layer.head_norm, cos, sin, cache, bias)
+            hidden = hidden + store(F.linear(linear_input(store(attended)), layer.output))
+            normed = linear_input(self._normed(store(hidden), layer.mlp_norm))
+            gate, up = store(F.linear(normed, layer.gate_up)).chunk(2, -1)
+            product = store(store(F.silu(gate)) * up)
+            hidden = store(hidden + store(F.linear(linear_input(product), layer.down)))
+        self.length += ids.shape[1]
+        return self._normed(hidden, self.norm)
+
+    def _attention(
+        self, heads: Tensor, norm: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """Queries, keys and values [rows * T, heads + 2 kv_heads, D] to attention outputs [rows * T, heads * D].
+
+        The queries that share a key head stand in for a longer sequence, so keys are never repeated.
+        """
+        rows, kv_heads, dim = cache.shape[1], self.kv_heads, self.head_dim
+        width = len(heads) // rows
+        start, end = self.length, self.length + width
+        turned = self._normed(heads[:, :-kv_heads], norm)
+        swapped = torch.cat([turned[..., dim // 2 :], turned[..., : dim // 2]], -1)
+        turned = torch.addcmul(turned * cos, swapped, sin)
+        cache[0, :, :, start:end] = turned[:, self.heads :].view(rows, width, kv_heads, dim).transpose(1, 2)
+        cache[1, :, :, start:end] = heads[:, -kv_heads:].view(rows, width, kv_heads, dim).transpose(1, 2)
+        queries = turned[:, : self.heads].view(rows, width, kv_heads, -1, dim).permute(0, 2, 3, 1, 4)
+        keys, values = cache[0, :, :, :end], cache[1, :, :, :end]
+        attended = F.scaled_dot_product_attention(
+            queries.reshape(rows, kv_heads, -1, dim), keys, values, attn_mask=bias
+        )
+        attended = attended.view(rows, kv_heads, -1, width, dim).permute(0, 3, 1, 2, 4)
+        return attended.reshape(rows * width, -1)
+
+    def _normed(self, values: Tensor, weight: Tensor) -> Tensor:
+        """RMSNorm over the last dimension in fp32, scaled in the model's format."""
+        wide = values.float()
+        normed = wide * wide.square().mean(-1, keepdim=True).add_(self.eps).rsqrt_()
+        return self.rounding.store(normed.to(values.dtype) * weight)
