@@ -69,6 +69,16 @@ def report(
 
 
 @app.command()
+def compare(directories: Annotated[list[Path], typer.Argument(help="Experiment folders, results/<name>.")]) -> None:
+    """Print the tables of several experiments below one another; writes nothing."""
+    from rich.console import Console
+
+    from drpo_bench.analysis.report import comparison_table
+
+    Console().print(comparison_table(directories))
+
+
+@app.command()
 def status(
     directory: Annotated[Path, typer.Argument(help="An experiment folder, results/<name>.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

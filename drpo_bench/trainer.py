@@ -41,7 +41,8 @@ class Trainer:
     def __init__(self, config: RunConfig, run_dir: RunDir, cache: Path) -> None:
         self.config, self.run_dir = config, run_dir
         self.device = torch.device(config.runtime.device)
-        self.clock: dict[str, float] = {}
+        self.clock: dict[str, float] = {}  # seconds by phase since the last record
+        self.sampled_tokens = 0  # since the last record
         self.started, self.time_before = time.monotonic(), 0.0
         run_dir.path.mkdir(parents=True, exist_ok=True)
         run_dir.set_status("running", phase="start", step=0, steps=config.train.steps)
@@ -76,8 +77,7 @@ class Trainer:
             self.record(self.evaluate())
         while self.step < config.train.steps:
             record: dict[str, Any] = {}
-            with self.timed("rollout"):
-                batch = self.queue.next(self.step)
+            batch = self.queue.next(self.step)
             try:
                 record |= self.train_on(batch)
             except NonFinite as error:
@@ -101,15 +101,18 @@ class Trainer:
         count, group_size = config.rollout.problems_per_batch, config.rollout.group_size
         problems = [self.task.problem("train", config.seed, number * count + i) for i in range(count)]
         prompts = self.codec.encode([problem.prompt for problem in problems])
-        self.engine.load_weights(self.policy.master)
         seeds = sample_seeds(config.seed, "train", number, count, group_size)
-        groups = self.engine.generate(prompts, group_size, seeds, self.sampling)
-        verdicts = grade(self.task, self.codec, problems, groups)
+        with self.timed("rollout"):
+            self.engine.load_weights(self.policy.master)
+            groups = self.engine.generate(prompts, group_size, seeds, self.sampling)
+        with self.timed("grading"):
+            verdicts = grade(self.task, self.codec, problems, groups)
         rollouts = [
             Rollout(index, prompts[index], r.token_ids, r.logprobs, r.truncated, policy_version=self.step)
             for index, group in enumerate(groups)
             for r in group
         ]
+        self.sampled_tokens += sum(len(rollout.response_ids) for rollout in rollouts)
         rewards = torch.tensor([[verdict.reward for verdict in row] for row in verdicts])
         batch = RolloutBatch(number, rollouts, rewards, rollout_metrics(rollouts, rewards))
         statuses = [verdict.status for row in verdicts for verdict in row]
@@ -163,11 +166,12 @@ class Trainer:
     def record(self, values: dict[str, Any]) -> None:
         """Append the record of the current step; phases' seconds since the last one under `time/`."""
         times = {f"time/{phase}": seconds for phase, seconds in self.clock.items()}
-        tokens = values.get("response/tokens")
-        if tokens:
-            times["perf/rollout_tokens_per_s"] = tokens / self.clock["rollout"] if "rollout" in self.clock else 0.0
-            times["perf/update_tokens_per_s"] = tokens / self.clock["update"]
+        if self.sampled_tokens:
+            times["perf/rollout_tokens_per_s"] = self.sampled_tokens / self.clock["rollout"]
+        if "response/tokens" in values:
+            times["perf/update_tokens_per_s"] = values["response/tokens"] / self.clock["update"]
         self.clock.clear()
+        self.sampled_tokens = 0
         line = {"step": self.step, "time_s": self.seconds()} | dict(sorted(values.items())) | times
         append_record(self.run_dir.metrics, line)
         self.run_dir.set_status("running", **self.progress())
@@ -239,7 +243,17 @@ class Trainer:
         write_json(self.run_dir.config, resolved)
         environment = describe_environment(config.runtime.threads, self.device)
         environment["emulated"] = {"trainer": self.policy.emulated, "rollout": self.engine.emulated}
+        environment["deterministic"] = self._probe_determinism()
         write_json(self.run_dir.env, environment)
+
+    def _probe_determinism(self) -> bool:
+        """Whether one small batch, sampled twice, is the same bit for bit."""
+        count = min(4, len(self.evaluator.problems))
+        prompts = self.codec.encode([problem.prompt for problem in self.evaluator.problems[:count]])
+        seeds = sample_seeds(self.config.seed, "probe", 0, count, 2)
+        first, second = (self.engine.generate(prompts, 2, seeds, self.sampling) for _ in range(2))
+        pairs = [pair for groups in zip(first, second, strict=True) for pair in zip(*groups, strict=True)]
+        return all(a.token_ids == b.token_ids and torch.equal(a.logprobs, b.logprobs) for a, b in pairs)
 
     def _resume(self) -> None:
         """Continue from the last checkpoint; records that were written after it are dropped."""

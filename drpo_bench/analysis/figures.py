@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from drpo_bench.analysis.layout import BANDS_UP_TO, cell_styles, draw_band, drawing, line_handles, new_page
+from drpo_bench.analysis.layout import BANDS_UP_TO, cell_styles, draw_band, drawing, line_handles, new_page, wrap_label
 from drpo_bench.analysis.style import TIMES, LossStyle
 
 CROSS: dict[str, Any] = {"marker": "X", "markersize": 8, "markeredgecolor": "white", "markeredgewidth": 0.8}
@@ -25,20 +25,27 @@ def learning_curves(table: pd.DataFrame, note: str = "") -> Figure:
     settings = list(dict.fromkeys(table["setting_label"]))
     columns = 2 if len(settings) == 4 else min(3, len(settings))
     rows = -(-len(settings) // columns)
+    titles = [wrap_label(setting, PANELS[columns][0]) for setting in settings]
     styles = cell_styles(table)
     handles = line_handles(styles)
     if table["collapses"].any():
         handles.append(Line2D([], [], linestyle="none", color="#444444", label="a run collapses", **CROSS))
     with drawing():
-        labels = ("rollout batch", "sampled eval accuracy")
         fig, axes = new_page(
-            (rows, columns), PANELS[columns], handles, note=note, labels=labels, sharex=True, sharey=True
+            (rows, columns),
+            PANELS[columns],
+            handles,
+            note=note,
+            title_lines=max(1 + title.count("\n") for title in titles),
+            labels=("rollout batch", "sampled eval accuracy"),
+            sharex=True,
+            sharey=True,
         )
         for position, ax in enumerate(axes.flat):
             if position >= len(settings):
                 ax.set_visible(False)
                 continue
-            ax.set_title(settings[position])
+            ax.set_title(titles[position])
             panel = table[table["setting_label"] == settings[position]]
             for (loss, params), line in panel.groupby(["loss", "loss_params"], sort=False):
                 _draw_curve(ax, line, styles[str(loss), str(params)][1], len(styles) <= BANDS_UP_TO)
@@ -66,6 +73,9 @@ def final_bars(table: pd.DataFrame, note: str = "") -> Figure:
     styles = cell_styles(table)
     cells = list(styles)
     groups = max(1, min(len(settings), 6, BARS_A_ROW // len(cells)))
+    width = 4.6 if len(settings) == 1 else 6.4
+    names = {setting: wrap_label(setting, width / groups, size=8) for setting in settings}
+    lines = max(1 + name.count("\n") for name in names.values())
     handles: list[Any] = [Patch(facecolor=style.color, label=label) for label, style in styles.values()]
     handles.append(Line2D([], [], label="before training", **DASHED))
     if table["collapsed"].any():
@@ -73,20 +83,20 @@ def final_bars(table: pd.DataFrame, note: str = "") -> Figure:
     with drawing():
         fig, axes = new_page(
             (-(-len(settings) // groups), 1),
-            (4.6 if len(settings) == 1 else 6.4, 2.2),
+            (width, 2.2),
             handles,
             note=note,
             title_lines=0,
-            tick_lines=max(1 + label.count(", ") for label in settings),
+            tick_lines=lines,
             labels=("", "final sampled accuracy"),
-            between=0.17 * max(1 + label.count(", ") for label in settings),
+            between=0.17 * lines,
             sharey=True,
         )
         for row, ax in enumerate(axes[:, 0]):
             own = settings[row * groups : (row + 1) * groups]
             for group, setting in enumerate(own):
                 _draw_group(ax, group, table[table["setting_label"] == setting], styles, cells)
-            ax.set_xticks(range(len(own)), [setting.replace(", ", "\n") for setting in own])
+            ax.set_xticks(range(len(own)), [names[setting] for setting in own])
             ax.set_xlim(-0.5, groups - 0.5)
             ax.grid(visible=False, axis="x")
             ax.tick_params(axis="x", length=0)

@@ -104,6 +104,18 @@ def new_page(
     return fig, axes
 
 
+def wrap_label(label: str, inches: float, size: float = 9) -> str:
+    """A setting's name on lines that fit the width, broken after its commas."""
+    limit, lines = int(inches * 72 / size / 0.6), [""]
+    for part in label.split(", "):
+        longer = f"{lines[-1]}, {part}" if lines[-1] else part
+        if lines[-1] and len(longer) > limit:
+            lines.append(part)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
+
+
 def legend_columns(handles: Sequence[Any], width: float) -> int:
     """As many columns as fit the width, evenly filled; the entries run down the columns."""
     widths = [0.72 + 0.072 * len(str(handle.get_label())) for handle in handles]

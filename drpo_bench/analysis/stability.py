@@ -8,7 +8,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from drpo_bench.analysis.layout import BANDS_UP_TO, GAP, cell_styles, draw_band, drawing, line_handles, new_page
+from drpo_bench.analysis.layout import (
+    BANDS_UP_TO,
+    GAP,
+    cell_styles,
+    draw_band,
+    drawing,
+    line_handles,
+    new_page,
+    wrap_label,
+)
 from drpo_bench.analysis.style import LossStyle
 from drpo_bench.analysis.tables import STABILITY_METRICS
 
@@ -38,17 +47,17 @@ def stability_panel(table: pd.DataFrame, note: str = "") -> Figure:
     rows = -(-len(metrics) // columns) if single else len(metrics)
     styles = cell_styles(table)
     panel = (PANEL_WIDTHS.get(len(settings), 1.55), 1.5 if single else 1.05)
-    titles = 1 if len(settings) <= 3 else max(1 + label.count(", ") for label in settings)
+    titles = [wrap_label(setting, panel[0]) for setting in settings]
     with drawing():
         fig, axes = new_page(
             (rows, columns),
             panel,
             line_handles(styles),
             note=note,
-            title_lines=titles,
+            title_lines=max(1 + title.count("\n") for title in titles),
             labels=("rollout batch", ""),
             between=0.12 if single else 0.01,
-            beside=YLABEL + 0.16 if single else GAP,
+            beside=YLABEL + 0.22 if single else GAP,
             sharex=True,
             sharey=False if single else "row",
         )
@@ -60,8 +69,8 @@ def stability_panel(table: pd.DataFrame, note: str = "") -> Figure:
             _set_scale(cells[0], own, AXES[metric][1])
             cells[0].set_ylabel(AXES[metric][0])
             cells[0].yaxis.set_label_coords(-YLABEL / panel[0], 0.5)
-        for ax, setting in zip(axes[0][columns // 2 :] if single else axes[0], settings, strict=False):
-            ax.set_title(setting.replace(", ", "\n") if titles > 1 else setting)
+        for ax, title in zip(axes[0][columns // 2 :] if single else axes[0], titles, strict=False):
+            ax.set_title(title)
         for ax in axes.flat[len(metrics) if single else axes.size :]:
             ax.set_visible(False)
     return fig
