@@ -68,7 +68,7 @@ def test_token_weights_by_hand(mode, expected):
 
 
 def test_unknown_aggregation():
-    with pytest.raises(ValueError, match="train.aggregation"):
+    with pytest.raises(ValueError, match=r"train\.aggregation"):
         token_weights(torch.tensor([1]), "mean", 1)
 
 

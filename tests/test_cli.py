@@ -116,7 +116,10 @@ def test_stop_and_resume_gives_the_undisturbed_result(tmp_path):
     assert process.wait(timeout=60) != 0
     (status,) = statuses(tmp_path / "cut" / "small").values()
     assert status["state"] == "pending"
-    assert subprocess.run([*command, *only, "--out", "cut"], cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    assert (
+        subprocess.run([*command, *only, "--out", "cut"], cwd=tmp_path, capture_output=True, check=False).returncode
+        == 0
+    )
 
     def untimed(out):
         (path,) = (tmp_path / out).glob("small/runs/*/metrics.jsonl")

@@ -25,7 +25,7 @@ def test_every_logged_metric_is_documented(tiny_config, tmp_path, warmstart_cach
     train(config, tmp_path, warmstart_cache)
     logged = {key for r in read_records(RunDir(tmp_path / "runs" / config.run_id).metrics) for key in r}
     generic = {key.replace("eval/arithmetic/", "eval/<task>/") for key in logged - {"step", "time_s"}}
-    suffixes = tuple(f"/{name}" for name, _, _ in BUCKETS) + ("_pos", "_neg")
+    suffixes = [*(f"/{name}" for name, _, _ in BUCKETS), "_pos", "_neg"]
     parts = ("offpolicy/tv_mean", "offpolicy/ratio_max", "offpolicy/tokens")
     buckets = {part + suffix for part in parts for suffix in suffixes}
     assert not generic - documented() - buckets

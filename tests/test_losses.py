@@ -96,9 +96,7 @@ def test_drpo_is_spo_with_epsilon_delta_over_mu():
     tokens = random_tokens(count=50)
     drpo = gradient(make_loss("drpo", delta=0.15), tokens)
     for i in range(50):
-        one = make_tokens(
-            tokens.logprobs[i].detach().exp(), tokens.mu_logprobs[i].exp(), tokens.advantages[i]
-        )
+        one = make_tokens(tokens.logprobs[i].detach().exp(), tokens.mu_logprobs[i].exp(), tokens.advantages[i])
         spo = make_loss("spo", epsilon=0.15 / tokens.mu_logprobs[i].exp().item())
         assert gradient(spo, one).item() == pytest.approx(drpo[i].item(), rel=1e-9)
 

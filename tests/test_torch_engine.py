@@ -56,7 +56,9 @@ def test_fp32_logprobs_equal_the_trainers(model, temperature):
     assert mismatch(model, "fp32", temperature).max() < 1e-5
 
 
-@pytest.mark.parametrize(("preset", "low", "high"), [("bf16", 0.0, 0.05), ("fp16", 0.0, 0.02), ("fp8_rollout", 3e-3, 0.4)])
+@pytest.mark.parametrize(
+    ("preset", "low", "high"), [("bf16", 0.0, 0.05), ("fp16", 0.0, 0.02), ("fp8_rollout", 3e-3, 0.4)]
+)
 def test_lower_precisions_differ_by_what_their_rounding_explains(model, preset, low, high):
     assert low <= mismatch(model, preset).mean() < high
 
@@ -92,7 +94,9 @@ def test_a_response_depends_on_its_seed_and_not_on_its_neighbours(model):
 
 
 def test_seeds_differ_by_run_purpose_step_problem_and_sample():
-    seeds = [sample_seeds(run, purpose, step, 4, 4) for run in (0, 1) for purpose in ("train", "eval") for step in (0, 1)]
+    seeds = [
+        sample_seeds(run, purpose, step, 4, 4) for run in (0, 1) for purpose in ("train", "eval") for step in (0, 1)
+    ]
     assert len(np.unique(np.stack(seeds))) == 8 * 16
     assert (sample_seeds(0, "train", 0, 4, 4) == seeds[0]).all()
 

@@ -248,7 +248,7 @@ def test_warm_start_that_misses_its_target_is_an_error_and_leaves_no_cache(tiny_
     from drpo_bench.warmstart import ensure_warmstart
 
     config = tiny_config(warmstart={"target": 1.0, "max_steps": 2, "eval_every": 2})
-    with pytest.raises(RuntimeError, match="warmstart.target: sampled accuracy reached"):
+    with pytest.raises(RuntimeError, match=r"warmstart\.target: sampled accuracy reached"):
         ensure_warmstart(config, tmp_path, lambda step, accuracy: None)
     assert not (tmp_path / config.warmstart_key()).exists()
     shutil.rmtree(tmp_path)

@@ -40,13 +40,18 @@ def done(summary: pd.DataFrame) -> pd.DataFrame:
 def label_runs(summary: pd.DataFrame) -> pd.DataFrame:
     """The rows sorted by setting, loss and seed, with `setting_label`, `loss_label` and `variant`.
 
-    `variant` counts a loss's parameter sets. Labels hold only what tells the cells of this table apart.
+    `variant` counts a loss's parameter sets from its default ones (or the middle ones, if those are absent).
+    Labels hold only what tells the cells of this table apart.
     """
     table = summary.assign(setting_label=summary["setting"].map(setting_labels(summary)))
-    params = {loss: sorted(set(part), key=_by_number) for loss, part in summary.groupby("loss")["loss_params"]}
+    params, usual = {}, {}
+    for loss, runs in summary.groupby("loss"):
+        params[loss] = sorted(set(runs["loss_params"]), key=_by_number)
+        default = runs.loc[~runs["fields"].str.contains(r"\bloss\."), "loss_params"]
+        usual[loss] = params[loss].index(default.iloc[0]) if len(default) else (len(params[loss]) - 1) // 2
     pairs = list(zip(table["loss"], table["loss_params"], strict=True))
     table["loss_label"] = [loss_style(loss).label + (f" {own}" if len(params[loss]) > 1 else "") for loss, own in pairs]
-    table["variant"] = [params[loss].index(own) for loss, own in pairs]
+    table["variant"] = [params[loss].index(own) - usual[loss] for loss, own in pairs]
     rows = table.to_dict("records")
     order = sorted(range(len(table)), key=lambda i: _order(rows[i]))
     return table.iloc[order].reset_index(drop=True)
@@ -70,7 +75,8 @@ def setting_labels(summary: pd.DataFrame) -> dict[str, str]:
 
 def _tokens(fields: str, named: set[str]) -> set[str]:
     """The entries of `fields` that have no column of their own."""
-    return {token for token in fields.split("; ") if token and token.partition("=")[0] not in named}
+    tokens = {token for token in fields.split("; ") if token and not token.startswith("loss.")}
+    return {token for token in tokens if token.partition("=")[0] not in named}
 
 
 def _order(row: Mapping[Any, Any]) -> tuple[object, ...]:

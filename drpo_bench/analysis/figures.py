@@ -11,7 +11,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from drpo_bench.analysis.layout import BANDS_UP_TO, cell_styles, draw_band, drawing, line_handles, new_page, wrap_label
+from drpo_bench.analysis.layout import (
+    BANDS_UP_TO,
+    Styles,
+    cell_styles,
+    draw_band,
+    drawing,
+    line_handles,
+    new_page,
+    wrap_label,
+)
 from drpo_bench.analysis.style import TIMES, LossStyle
 
 CROSS: dict[str, Any] = {"marker": "X", "markersize": 8, "markeredgecolor": "white", "markeredgewidth": 0.8}
@@ -72,7 +81,8 @@ def final_bars(table: pd.DataFrame, note: str = "") -> Figure:
     settings = list(dict.fromkeys(table["setting_label"]))
     styles = cell_styles(table)
     cells = list(styles)
-    groups = max(1, min(len(settings), 6, BARS_A_ROW // len(cells)))
+    rows = -(-len(settings) // max(1, min(6, BARS_A_ROW // len(cells))))
+    groups = -(-len(settings) // rows)
     width = 4.6 if len(settings) == 1 else 6.4
     names = {setting: wrap_label(setting, width / groups, size=8) for setting in settings}
     lines = max(1 + name.count("\n") for name in names.values())
@@ -82,7 +92,7 @@ def final_bars(table: pd.DataFrame, note: str = "") -> Figure:
         handles.append(Line2D([], [], linestyle="none", color="#444444", label="k/n runs collapsed", **CROSS))
     with drawing():
         fig, axes = new_page(
-            (-(-len(settings) // groups), 1),
+            (rows, 1),
             (width, 2.2),
             handles,
             note=note,
@@ -92,10 +102,11 @@ def final_bars(table: pd.DataFrame, note: str = "") -> Figure:
             between=0.17 * lines,
             sharey=True,
         )
+        inches = 0.8 * width / groups / len(cells)
         for row, ax in enumerate(axes[:, 0]):
             own = settings[row * groups : (row + 1) * groups]
             for group, setting in enumerate(own):
-                _draw_group(ax, group, table[table["setting_label"] == setting], styles, cells)
+                _draw_group(ax, group, table[table["setting_label"] == setting], styles, cells, inches)
             ax.set_xticks(range(len(own)), [names[setting] for setting in own])
             ax.set_xlim(-0.5, groups - 0.5)
             ax.grid(visible=False, axis="x")
@@ -106,18 +117,22 @@ def final_bars(table: pd.DataFrame, note: str = "") -> Figure:
     return fig
 
 
-def _draw_group(ax: Axes, group: int, bars: pd.DataFrame, styles: Any, cells: list[tuple[str, str]]) -> None:
-    """The bars of one setting, and the accuracy before training across them."""
+def _draw_group(
+    ax: Axes, group: int, bars: pd.DataFrame, styles: Styles, cells: list[tuple[str, str]], inches: float
+) -> None:
+    """The bars of one setting, each `inches` wide, and the accuracy before training across them."""
     width = 0.8 / len(cells)
     for bar in bars.to_dict("records"):
         cell = (bar["loss"], bar["loss_params"])
-        _draw_bar(ax, bar, group + (cells.index(cell) - (len(cells) - 1) / 2) * width, width, styles[cell][1])
+        _draw_bar(
+            ax, bar, group + (cells.index(cell) - (len(cells) - 1) / 2) * width, width, styles[cell][1], inches < 0.19
+        )
     initial, ends = [bars["initial"].mean()] * 2, [group - 0.44, group + 0.44]
     ax.plot(ends, initial, color="white", linewidth=2.4, alpha=0.8)
     ax.plot(ends, initial, **DASHED)
 
 
-def _draw_bar(ax: Axes, bar: dict[Any, Any], x: float, width: float, style: LossStyle) -> None:
+def _draw_bar(ax: Axes, bar: dict[Any, Any], x: float, width: float, style: LossStyle, narrow: bool) -> None:
     """One bar with its interval and seeds; above it how many collapsed, or that no run has a result."""
     if bar["n"] == 0:
         ax.text(x, 0, " no result", rotation=90, ha="center", va="bottom", color=style.color, fontsize=7)
@@ -132,6 +147,11 @@ def _draw_bar(ax: Axes, bar: dict[Any, Any], x: float, width: float, style: Loss
         dots: dict[str, Any] = {"markersize": 2.8, "color": "white", "markeredgecolor": "black"}
         ax.plot([x] * len(seeds), seeds, "o", markeredgewidth=0.6, clip_on=False, zorder=5, **dots)
     if bar["collapsed"]:
-        count = f"{TIMES}\n{bar['collapsed']}/{bar['n']}"
-        place: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
-        ax.annotate(count, (x, top), (0, 2.5), fontsize=7, linespacing=0.85, color=style.color, **place)
+        count = f"{TIMES}{' ' if narrow else chr(10)}{bar['collapsed']}/{bar['n']}"
+        place: dict[str, Any] = {
+            "textcoords": "offset points",
+            "ha": "center",
+            "va": "bottom",
+            "rotation": 90 if narrow else 0,
+        }
+        ax.annotate(count, (x, top), (0, 2.5), fontsize=7, linespacing=0.85, color="#444444", **place)

@@ -14,7 +14,6 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -41,12 +40,12 @@ def drawing() -> Iterator[None]:
 def cell_styles(table: pd.DataFrame) -> Styles:
     """(label, style) of each (loss, loss_params) of a table, in its order of losses."""
     cells = table.drop_duplicates(["loss", "loss_params"])
-    count = cells.groupby("loss")["variant"].max() + 1
+    variants = {str(loss): list(part["variant"]) for loss, part in cells.groupby("loss")}
     rows = sorted(cells.to_dict("records"), key=lambda row: (loss_order(row["loss"]), row["variant"]))
     return {
         (row["loss"], row["loss_params"]): (
             row["loss_label"],
-            variant_style(loss_style(row["loss"]), row["variant"], count[row["loss"]]),
+            variant_style(loss_style(row["loss"]), row["variant"], variants[row["loss"]]),
         )
         for row in rows
     }
@@ -136,8 +135,9 @@ def line_handles(styles: Styles) -> list[Line2D]:
 
 def draw_band(ax: Axes, x: Any, low: Any, high: Any, color: str, fill: float) -> None:
     """A pale band with a fine outline, so that several of them can still be told apart."""
-    outline = np.concatenate([x, x[::-1]]), np.concatenate([low, high[::-1]])
-    ax.fill(*outline, facecolor=to_rgba(color, fill), edgecolor=to_rgba(color, 0.5), linewidth=0.5)
+    ax.fill(np.concatenate([x, x[::-1]]), np.concatenate([low, high[::-1]]), color=color, alpha=fill, linewidth=0)
+    edges = np.concatenate([x, [np.nan], x]), np.concatenate([low, [np.nan], high])
+    ax.plot(*edges, color=color, alpha=0.5, linewidth=0.5)
 
 
 def save_figure(fig: Figure, table: pd.DataFrame, directory: Path, name: str) -> list[Path]:

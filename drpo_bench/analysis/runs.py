@@ -212,11 +212,13 @@ def number_text(value: Any) -> str:
 
 
 def differing_fields(config: RunConfig) -> str:
-    """`rollout.lag=2; task.max_operand=9`: what is not at its default, beside the columns with a name."""
+    """`loss.delta=0.5; rollout.lag=2`: what is not at its default, beside the columns with a name."""
     defaults = RunConfig(experiment=ExperimentInfo(name="defaults"), task=type(config.task)())
     plain = flat(defaults)
     named = ("loss.", "precision.", "model.", "task.name", "seed", "schema_version")
     different = {k: v for k, v in flat(config).items() if plain.get(k) != v and not k.startswith(named)}
+    loss = config.loss.model_dump(exclude={"id"}, exclude_defaults=True)
+    different |= {f"loss.{key}": value for key, value in loss.items()}
     return "; ".join(f"{key}={number_text(value)}" for key, value in sorted(different.items()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,16 +107,17 @@ def loss_order(loss: str) -> tuple[int, str]:
     return (main.index(loss), "") if loss in main else (len(main), loss)
 
 
-def variant_style(style: LossStyle, index: int, count: int) -> LossStyle:
-    """The index-th of a loss's `count` sets of parameters: the loss's hue from dark to light, its dashes in turn."""
-    if count == 1:
+def variant_style(style: LossStyle, variant: int, variants: Collection[int]) -> LossStyle:
+    """The style of a loss with other parameters than its usual ones, which are variant 0 and look like the loss.
+
+    Smaller ones (negative) are darker, larger ones lighter; each takes the next kind of dashes.
+    """
+    if variant == 0:
         return style
-    position = index / (count - 1)
     names = list(DASHES)
-    line = names[(names.index(style.line) + index) % len(names)]
-    if position < 0.5:
-        return replace(style, color=blend(style.color, 0, 0.5 * (1 - 2 * position)), line=line)
-    return replace(style, color=blend(style.color, 255, 0.6 * (2 * position - 1)), line=line)
+    line = names[(names.index(style.line) + variant) % len(names)]
+    last = min(variants) if variant < 0 else max(variants)
+    return replace(style, color=blend(style.color, 0 if variant < 0 else 255, 0.55 * variant / last), line=line)
 
 
 def blend(color: str, towards: int, share: float) -> str:

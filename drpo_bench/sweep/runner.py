@@ -37,7 +37,8 @@ def run_all(
     """Run every run in its own process, `workers` at a time; a run that fails does not stop the others.
 
     `on_change` hears of every run that starts or ends, `on_poll` of those under way a few times a second.
-    Ctrl-C or SIGTERM stops the processes, marks their runs pending (they resume from their checkpoints) and is raised on.
+    Ctrl-C or SIGTERM stops the processes, marks their runs pending (they resume from their checkpoints) and is
+    raised on.
     """
     from drpo_bench.sweep.worker import PRELOAD
 

@@ -76,11 +76,11 @@ def test_metrics_are_means_since_the_evaluation_before_and_maxima_the_largest(ma
 
 
 def test_identity_comes_from_the_config_not_from_the_name(make_run):
-    run_dir = make_run(loss={"id": "dppo_tv", "ratio_cap": "inf"}, changes={"train": {"steps": 60, "lr": 1e-3}})
+    run_dir = make_run(loss={"id": "dppo_tv", "delta_low": 0.3}, changes={"train": {"steps": 60, "lr": 1e-3}})
     moved = RunDir(run_dir.path.rename(run_dir.path.with_name("fp32-grpo-s9")))
     row = read_run(moved).summary
-    assert (row["loss"], row["precision"], row["seed"], row["lag"]) == ("dppo_tv", "bf16", 0, 2)
-    assert row["loss_params"] == "delta_low=0.15 delta_high=0.15 ratio_cap=inf"
+    assert (row["loss"], row["precision"], row["seed"]) == ("dppo_tv", "bf16", 0)
+    assert row["loss_params"] == "delta_low=0.3 delta_high=0.15 ratio_cap=inf"
     assert row["fields"] == "eval.problems=512; rollout.lag=2; train.lr=0.001; train.steps=60"
 
 

@@ -95,13 +95,14 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(make_run, tmp_p
 
 
 def test_parameters_of_a_loss_are_told_apart_in_the_order_of_their_numbers(make_run, tmp_path):
-    for delta in (12.5, "inf", 2.5, 0.15):
+    for delta in (12.5, "inf", 2.5, 0.15, 0.02):
         make_run(loss={"id": "drpo", "delta": delta})
     make_run(loss="pg_is")
     table = final_table(label_runs(read_results(tmp_path / "study").summary))
     assert table["loss_label"].tolist() == [
-        "PG-IS", "DRPO delta=0.15", "DRPO delta=2.5", "DRPO delta=12.5", "DRPO delta=inf",
+        "PG-IS", "DRPO delta=0.02", "DRPO delta=0.15", "DRPO delta=2.5", "DRPO delta=12.5", "DRPO delta=inf",
     ]  # fmt: skip
+    assert table["variant"].tolist() == [0, -1, 0, 1, 2, 3]  # the default 0.15 looks like DRPO everywhere
 
 
 def test_only_the_newest_numerics_version_is_compared(make_run, tmp_path):
