@@ -63,7 +63,7 @@ class Trainer:
         self.evaluator = Evaluator(
             self.task, self.codec, config.eval.problems, rollout.max_new_tokens, config.eval.greedy
         )
-        self.eval_engine = TorchEngine.shared(self.policy.model, self.device)
+        self.eval_engine = TorchEngine.shared(self.policy.model, self.device, self.policy.dtype)
         self.queue = RolloutQueue(self.generate, rollout.lag, config.train.steps)
         self.collapse = CollapseDetector(config.eval.collapse_fraction, config.eval.collapse_patience)
         self.step = 0  # batches trained on, which is also the policy's version

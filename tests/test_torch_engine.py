@@ -9,7 +9,7 @@ import torch
 from drpo_bench.config import ModelConfig
 from drpo_bench.models import Policy, build_model
 from drpo_bench.precision_configs import PrecisionConfig
-from drpo_bench.rollout.engine import Sampling, sample_seeds
+from drpo_bench.rollout.engine import Sampling, sample_seeds, uniforms
 from drpo_bench.rollout.torch_engine import TorchEngine, sample
 from drpo_bench.scoring import score
 from drpo_bench.types import Rollout
@@ -126,3 +126,11 @@ def test_new_weights_change_the_samples_and_old_ones_restore_them(model):
     after = engine.generate(PROMPTS, 2, SEEDS[:, :2], sampling())
     assert [r.token_ids for g in before for r in g] == [r.token_ids for g in after for r in g]
     assert [r.token_ids for g in before for r in g] != [r.token_ids for g in changed for r in g]
+
+
+def test_a_responses_random_numbers_are_those_of_its_own_generator():
+    seeds = np.array([0, 7, 2**64 - 1], dtype=np.uint64)
+    rows = uniforms(seeds, 5)
+    for row, seed in zip(rows, seeds.tolist(), strict=True):
+        assert (row == np.random.Generator(np.random.Philox(key=seed)).random(5)).all()
+    assert (uniforms(seeds[1:2], 5) == rows[1:2]).all()

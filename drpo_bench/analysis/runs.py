@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drpo_bench.config import ExperimentInfo, RunConfig, canonical, content_hash, load_run_config
+from drpo_bench.config import RunConfig, canonical, content_hash, load_run_config
 from drpo_bench.records import DONE, RunDir, read_json, read_records
 
 Row = dict[str, Any]
@@ -192,8 +192,8 @@ def window_value(metric: str, window: Sequence[Row]) -> float | None:
 
 def final_score(accuracies: Sequence[float]) -> float:
     """Mean of the last 20% of the evaluations, rounded up."""
-    last = accuracies[-(-len(accuracies) // FINAL_SHARE) * -1 :]
-    return sum(last) / len(last)
+    count = -(-len(accuracies) // FINAL_SHARE)
+    return sum(accuracies[-count:]) / count
 
 
 def first(records: Sequence[Row], metric: str) -> float | None:
@@ -213,23 +213,15 @@ def number_text(value: Any) -> str:
 
 def differing_fields(config: RunConfig) -> str:
     """`loss.delta=0.5; rollout.lag=2`: what is not at its default, beside the columns with a name."""
-    defaults = RunConfig(experiment=ExperimentInfo(name="defaults"), task=type(config.task)())
-    plain = flat(defaults)
-    named = ("loss.", "precision.", "model.", "task.name", "seed", "schema_version")
-    different = {k: v for k, v in flat(config).items() if plain.get(k) != v and not k.startswith(named)}
-    loss = config.loss.model_dump(exclude={"id"}, exclude_defaults=True)
-    different |= {f"loss.{key}": value for key, value in loss.items()}
-    return "; ".join(f"{key}={number_text(value)}" for key, value in sorted(different.items()))
+    named = {"experiment", "checkpoint", "seed", "model", "precision"}
+    different = flat_items(canonical(config.model_dump(exclude_defaults=True, exclude=named)))
+    return "; ".join(f"{key}={number_text(value)}" for key, value in sorted(different))
 
 
-def flat(config: RunConfig) -> Row:
-    """The identity with dotted keys."""
-
-    def items(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+def flat_items(table: Row, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of nested tables with dotted keys."""
+    for key, value in table.items():
         if isinstance(value, dict):
-            for key, item in value.items():
-                yield from items(f"{prefix}.{key}" if prefix else key, item)
+            yield from flat_items(value, f"{prefix}{key}.")
         else:
-            yield prefix, value
-
-    return dict(items("", canonical(config.identity())))
+            yield f"{prefix}{key}", value

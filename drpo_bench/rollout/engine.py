@@ -53,6 +53,16 @@ def sample_seeds(run_seed: int, purpose: str, step: int, num_problems: int, grou
     return base.generate_state(num_problems * group_size, np.uint64).reshape(num_problems, group_size)
 
 
-def uniforms(seed: int, count: int) -> np.ndarray:
-    """The random numbers of one response, one a position: uniform in [0, 1), float64."""
-    return np.random.Generator(np.random.Philox(key=int(seed))).random(count)
+def uniforms(seeds: np.ndarray, count: int) -> np.ndarray:
+    """Random numbers `[N, count]` of N responses, uniform in [0, 1), float64; row i is a function of `seeds[i]` alone.
+
+    One Philox generator (Salmon et al. 2011) whose key is the seed: making one a response would cost more.
+    """
+    philox = np.random.Philox(key=0)
+    generator, start = np.random.Generator(philox), philox.state
+    rows = np.empty((len(seeds), count))
+    for row, seed in zip(rows, seeds.tolist(), strict=True):
+        start["state"]["key"][0] = seed
+        philox.state = start
+        generator.random(out=row)
+    return rows

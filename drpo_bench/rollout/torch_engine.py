@@ -79,7 +79,7 @@ class TorchEngine:
         repeat = torch.arange(len(prompts), device=self.device).repeat_interleave(group_size)
         decoder.expand(repeat)
         positions = prompt_mask.sum(1)[repeat]  # [rows], of the next token
-        randoms = np.stack([uniforms(seed, sampling.max_new_tokens) for seed in seeds.reshape(-1)])
+        randoms = uniforms(seeds.reshape(-1), sampling.max_new_tokens)
         random = torch.from_numpy(randoms).to(self.device)  # [rows, max_new_tokens]
 
         stop_ids = torch.tensor(sampling.stop_ids, device=self.device, dtype=torch.long)

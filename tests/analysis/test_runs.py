@@ -81,7 +81,7 @@ def test_identity_comes_from_the_config_not_from_the_name(make_run):
     row = read_run(moved).summary
     assert (row["loss"], row["precision"], row["seed"]) == ("dppo_tv", "bf16", 0)
     assert row["loss_params"] == "delta_low=0.3 delta_high=0.15 ratio_cap=inf"
-    assert row["fields"] == "eval.problems=512; rollout.lag=2; train.lr=0.001; train.steps=60"
+    assert row["fields"] == "eval.problems=512; loss.delta_low=0.3; rollout.lag=2; train.lr=0.001; train.steps=60"
 
 
 def test_the_setting_is_everything_but_loss_and_seed(make_run):
