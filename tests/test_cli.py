@@ -130,6 +130,25 @@ def test_stop_and_resume_gives_the_undisturbed_result(tmp_path):
     assert untimed("cut") == untimed("whole")
 
 
+@pytest.mark.slow
+def test_real_gsm8k_rows_go_through_the_whole_loop(tmp_path):
+    rows = Path(__file__).parent / "data" / "gsm8k_excerpt.parquet"
+    settings = [
+        f"task.path='{rows}'", "task.vocab_size=400", "model.name=nano", "warmstart.max_steps=4",
+        "warmstart.eval_every=4", "warmstart.eval_problems=4", "warmstart.batch_size=4", "eval.problems=4",
+        "rollout.max_new_tokens=48",
+    ]  # fmt: skip
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    done = cli("run", "gsm8k_pipeline", *overrides, "--only", "loss=drpo", "--no-tracking", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (metrics,) = (tmp_path / "results" / "gsm8k_pipeline").glob("runs/*/metrics.jsonl")
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [record["step"] for record in records] == [0, 1, 2]
+    assert "eval/gsm8k/accuracy" in records[2]
+    sample = json.loads((metrics.parent / "samples.jsonl").read_text().splitlines()[0])
+    assert sample["problem"].startswith("Question: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

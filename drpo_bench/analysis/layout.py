@@ -60,13 +60,14 @@ def new_page(
     title_lines: int = 1,
     tick_lines: int = 1,
     labels: tuple[str, str],
-    between: float = 0.0,
+    between: float | None = None,
     beside: float = GAP,
     **subplots: Any,
 ) -> tuple[Figure, Any]:
     """(figure, axes [rows, columns]) with panels of `panel` inches; no pyplot, so that nothing keeps them alive.
 
-    `labels` are the common x and y labels, `between` inches more between rows, `beside` between columns.
+    `labels` are the common x and y labels; `between` is the room between rows, by default that of the titles,
+    and `beside` that between columns, in inches.
     """
     rows, columns = shape
     width = LEFT + columns * panel[0] + (columns - 1) * beside + RIGHT
@@ -75,7 +76,7 @@ def new_page(
     legend = LINE * -(-len(handles) // ncols) + 0.1
     bottom = legend + LINE * tick_lines + 0.1 + (LINE if labels[0] else 0)
     top = 0.08 + 0.135 * len(notes) + LINE * title_lines + 0.08
-    gap = GAP + LINE * (title_lines if between == 0 else 0) + between
+    gap = GAP + (LINE * title_lines if between is None else between)
     height = bottom + rows * panel[1] + (rows - 1) * gap + top
     fig = Figure(figsize=(width, height))
     axes = fig.subplots(rows, columns, squeeze=False, **subplots)

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from drpo_bench.analysis.layout import (
     BANDS_UP_TO,
     GAP,
+    Styles,
     cell_styles,
     draw_band,
     drawing,
@@ -18,7 +19,6 @@ from drpo_bench.analysis.layout import (
     new_page,
     wrap_label,
 )
-from drpo_bench.analysis.style import LossStyle
 from drpo_bench.analysis.tables import STABILITY_METRICS
 
 # Axis label and whether the axis is logarithmic.
@@ -56,7 +56,7 @@ def stability_panel(table: pd.DataFrame, note: str = "") -> Figure:
             note=note,
             title_lines=max(1 + title.count("\n") for title in titles),
             labels=("rollout batch", ""),
-            between=0.12 if single else 0.01,
+            between=0.12 if single else 0.0,
             beside=YLABEL + 0.22 if single else GAP,
             sharex=True,
             sharey=False if single else "row",
@@ -76,7 +76,7 @@ def stability_panel(table: pd.DataFrame, note: str = "") -> Figure:
     return fig
 
 
-def _draw_panel(ax: Axes, panel: pd.DataFrame, styles: dict[tuple[str, str], tuple[str, LossStyle]]) -> None:
+def _draw_panel(ax: Axes, panel: pd.DataFrame, styles: Styles) -> None:
     if panel.empty:
         ax.text(0.5, 0.5, "not recorded", transform=ax.transAxes, ha="center", color="#777777", fontsize=8)
     for (loss, params), line in panel.groupby(["loss", "loss_params"], sort=False):

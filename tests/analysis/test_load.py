@@ -46,6 +46,14 @@ def test_rows_of_present_runs_are_replaced(make_run, folder):
     assert results.curves.groupby("run_id").size().tolist() == [7, 7]
 
 
+def test_a_run_that_fell_back_leaves_no_later_evaluations(make_run, folder):
+    first = make_run(seed=0, accuracies=(0.4, 0.5, 0.6), state="failed")
+    update_results(folder)
+    shutil.rmtree(first.path)
+    make_run(seed=0, accuracies=(0.4, 0.5), state="running")
+    assert update_results(folder).curves["step"].tolist() == [0, 10]
+
+
 def test_a_result_is_not_replaced_by_a_repeat_under_way(make_run, folder):
     run = make_run(seed=0)
     update_results(folder)

@@ -90,6 +90,11 @@ def test_the_setting_is_everything_but_loss_and_seed(make_run):
     assert settings[0] == settings[1] != other
 
 
+def test_a_checkpoint_has_no_architecture_of_ours(make_run):
+    row = read_run(make_run(changes={"model": {"name": "Qwen/Qwen3-0.6B"}})).summary
+    assert (row["model"], row["architecture"]) == ("Qwen/Qwen3-0.6B", "checkpoint")
+
+
 def test_emulation_is_unknown_without_an_environment(make_run):
     run_dir = make_run()
     env = read_json(run_dir.env) | {"emulated": {"trainer": False, "rollout": True}}
