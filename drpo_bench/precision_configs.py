@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from drpo_bench.errors import did_you_mean
 from drpo_bench.task_configs import Frozen
 
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -48,7 +49,8 @@ class PrecisionConfig(Frozen):
             raise ValueError(f"preset and explicit fields ({explicit}) exclude each other")
         preset = ALIASES.get(data["preset"], data["preset"])
         if preset not in PRESETS:
-            raise ValueError(f"unknown preset {data['preset']!r}; known: {', '.join(PRESETS)}")
+            hint = did_you_mean(str(preset), [*PRESETS, *ALIASES]) or f"; known: {', '.join(PRESETS)}"
+            raise ValueError(f"unknown preset {preset!r}{hint}")
         return PRESETS[preset]
 
     @property

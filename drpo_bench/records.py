@@ -42,9 +42,8 @@ def plain(value: float) -> float | str:
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
     """Append one line, flushed to the operating system, so that a killed process loses none."""
-    line = {key: plain(value) if isinstance(value, float) else value for key, value in record.items()}
     with path.open("a") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
+        file.write(record_line(record))
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
@@ -63,12 +62,13 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 def truncate_records(path: Path, last_step: int) -> None:
     """Drop what a killed run wrote after its checkpoint, so that resuming writes it once."""
     if path.exists():
-        lines = [json.dumps(_strict(r)) for r in read_records(path) if r["step"] <= last_step]
-        write_text(path, "".join(line + "\n" for line in lines))
+        write_text(path, "".join(record_line(r) for r in read_records(path) if r["step"] <= last_step))
 
 
-def _strict(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: plain(value) if isinstance(value, float) else value for key, value in record.items()}
+def record_line(record: dict[str, Any]) -> str:
+    """A record as a line of strict JSON."""
+    strict = {key: plain(value) if isinstance(value, float) else value for key, value in record.items()}
+    return json.dumps(strict, allow_nan=False) + "\n"
 
 
 @dataclass(frozen=True)

@@ -88,9 +88,10 @@ def study_run(precision: str, loss: str, seed: int) -> dict[str, Any]:
     """pg_is collapses, spo ends non-finite, grpo fails, dppo_tv is short, and some of drpo has no entropy."""
     run: dict[str, Any] = {"precision": precision, "loss": loss, "seed": seed}
     run["accuracies"] = [value + 0.1 * seed if value > 0.4 else value for value in RISING]
+    run["metrics"] = {"optim/grad_norm": 0.1 * (seed + 1)}
     case = (precision, loss, seed)
     if case == ("fp8_rollout", "pg_is", 0):
-        run |= {"accuracies": (0.4, 0.5, 0.2, 0.1, 0.0, 0.0, 0.0), "metrics": {"optim/grad_norm": 0.0}}
+        run |= {"accuracies": (0.4, 0.5, 0.2, 0.1, 0.0, 0.0, 0.0), "metrics": {"optim/grad_norm": 9.0}}
         run |= {"state": "collapsed", "collapse_step": 30, "reason": "accuracy"}
     elif case == ("fp8_rollout", "spo", 1):
         run |= {"accuracies": (0.4, 0.5, 0.55), "state": "collapsed", "collapse_step": 25, "reason": "non_finite"}

@@ -9,9 +9,11 @@ import sys
 import matplotlib as mpl
 import pytest
 from conftest import write_run
+from matplotlib.lines import Line2D
 
 from drpo_bench.analysis.cells import label_runs
 from drpo_bench.analysis.figures import final_bars, learning_curves
+from drpo_bench.analysis.layout import new_page
 from drpo_bench.analysis.load import read_results
 from drpo_bench.analysis.stability import stability_panel
 from drpo_bench.analysis.style import DASHES, STYLES, loss_style, variant_style
@@ -65,6 +67,14 @@ def test_global_state_is_untouched_and_nothing_is_covered(tables, draw):
         assert figure.bbox.y0 <= box.y0 + 9 and box.y1 <= figure.bbox.y1
         inner = [other.padded(-2) for other in boxes[:index]]
         assert not [other for other in inner if box.padded(-2).overlaps(other)]
+
+
+def test_a_long_legend_stays_on_the_page():
+    handles = [Line2D([], [], label=f"DRPO delta={value}") for value in range(8)]
+    figure, _ = new_page((1, 1), (4.6, 2.7), handles, note="", labels=("x", "y"))
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
 
 
 def test_a_matplotlibrc_has_no_say(tables):
