@@ -17,7 +17,7 @@ from torch import Tensor
 
 from drpo_bench.models import Policy, save_model
 from drpo_bench.optim import LossScaler, Optimizer
-from drpo_bench.records import read_json, write_json
+from drpo_bench.records import read_json, sync_file, write_json
 from drpo_bench.rollout.batch import RolloutBatch
 from drpo_bench.text import TextCodec
 from drpo_bench.types import Rollout
@@ -53,11 +53,11 @@ def save_checkpoint(
     state = {"step": step, "scaler": scaler, "queue": queue_state} | state
     write_json(unfinished / STATE_FILE, state)
     for path in unfinished.iterdir():
-        _sync(path)
+        sync_file(path)
     final = directory / f"step_{step}"
     shutil.rmtree(final, ignore_errors=True)
     os.replace(unfinished, final)
-    _sync(directory)
+    sync_file(directory)
     for old in checkpoint_steps(directory)[:-keep]:
         shutil.rmtree(directory / f"step_{old}")
 
@@ -77,12 +77,6 @@ def load_checkpoint(
     if optimizer.scaler:
         optimizer.scaler = LossScaler(**state["scaler"])
     return state, _unpack_queue(load_file(path / "queue.safetensors"), state["queue"])
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ def main() -> None:
 def run(
     experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of a shipped one.")],
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=c.")] = None,
-    only: Annotated[str | None, typer.Option(help="Runs to keep: loss=drpo,precision=bf16.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Runs to keep: loss=drpo,precision=bf16.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: cores / threads.")] = None,
     out: OutOption = DEFAULT_OUT,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
@@ -48,9 +48,9 @@ def run(
     from drpo_bench.sweep.plan import load_experiment
     from drpo_bench.sweep.session import print_plan, run_experiment
 
-    plan = load_experiment(experiment, overrides, only)
+    plan = load_experiment(experiment, overrides or [], only or [])
     if dry_run:
-        print_plan(plan, out, workers)
+        print_plan(plan, out, workers, force)
         return
     uri = mlflow_uri(out) if tracking else None
     if not run_experiment(plan, out, workers, force, uri):

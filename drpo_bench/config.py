@@ -43,6 +43,7 @@ class WarmstartConfig(Frozen):
     ema_decay: float = Field(default=0.95, ge=0, lt=1, description="The result is a moving average of the weights.")
     warmup_steps: int = Field(default=50, ge=0, description="Steps of linear warm-up.")
     eval_every: int = Field(default=25, ge=1, description="Steps between measurements of the accuracy.")
+    max_new_tokens: int = Field(default=64, ge=1, description="A longer sample counts as truncated.")
     eval_problems: int = Field(default=256, ge=1, description="Held-out problems of a measurement.")
 
 
@@ -158,7 +159,8 @@ class RunConfig(Frozen):
 
     def identity(self) -> dict[str, Any]:
         """The fields that determine the result, as canonical data."""
-        data = canonical(self.model_dump(exclude={"experiment", "checkpoint"}))
+        unused = set() if self.model.from_scratch else {"warmstart"}
+        data = canonical(self.model_dump(exclude={"experiment", "checkpoint", *unused}))
         assert isinstance(data, dict)
         return data | {"schema_version": SCHEMA_VERSION}
 
@@ -172,7 +174,6 @@ class RunConfig(Frozen):
     def warmstart_key(self) -> str:
         """Content hash of what determines the warm start: not the loss, precision, rollout or training."""
         fields = self.model_dump(include={"seed", "model", "task", "warmstart", "runtime"})
-        fields |= {"temperature": 1.0, "max_new_tokens": self.rollout.max_new_tokens}
         return content_hash(canonical(fields) | {"numerics_version": NUMERICS_VERSION})[:16]
 
 

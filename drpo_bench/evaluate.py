@@ -7,24 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from drpo_bench.rollout.engine import Response, RolloutEngine, Sampling, sample_seeds
-from drpo_bench.tasks import Problem, Split, Task, Verdict
+from drpo_bench.tasks import Problem, Task, Verdict, distinct_problems
 from drpo_bench.text import TextCodec
 
 EVAL_SEED = 0  # the held-out problems and their random numbers are the same for every run
-
-
-def distinct_problems(task: Task, split: Split, seed: int, count: int) -> list[Problem]:
-    """The first `count` problems with different texts of a split's stream.
-
-    Raises ValueError naming eval.problems where the split has fewer.
-    """
-    found: dict[str, Problem] = {}
-    for index in range(20 * count):
-        problem = task.problem(split, seed, index)
-        found.setdefault(problem.key, problem)
-        if len(found) == count:
-            return list(found.values())
-    raise ValueError(f"eval.problems: {count} asked for, but {task.name} has only {len(found)} in {split!r}")
 
 
 def grade(
@@ -62,7 +48,7 @@ class Evaluator:
 
     def __init__(self, task: Task, codec: TextCodec, num_problems: int, max_new_tokens: int, greedy: bool) -> None:
         self.task, self.codec, self.greedy = task, codec, greedy
-        self.problems = distinct_problems(task, "eval", EVAL_SEED, num_problems)
+        self.problems = distinct_problems(task, "eval", EVAL_SEED, num_problems, "eval.problems")
         self.sampled = Sampling(1.0, max_new_tokens, codec.stop_ids)
         self.most_likely = Sampling(0.0, max_new_tokens, codec.stop_ids)
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 from math import inf
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AllowInfNan, BeforeValidator, Field
 
 from drpo_bench.task_configs import Frozen
 
 
 def _number(value: object) -> object:
-    """Accept the string "inf": JSON has no infinity, and config.json must be replayable."""
+    """Accept the string "inf": JSON has no infinity, and config.json must be replayable. Never NaN."""
+    if value != value:
+        raise ValueError("is not a number")
     return inf if value == "inf" else value
 
 
-Number = Annotated[float, BeforeValidator(_number)]
+Number = Annotated[float, AllowInfNan(True), BeforeValidator(_number)]
 
 
 class PGISConfig(Frozen):

@@ -90,8 +90,7 @@ def offpolicy_metrics(x: Tensor, m: Tensor, advantages: Tensor, lengths: Sequenc
     log_ratio, shift, mu = (x - m).double(), probability_shift(x, m).abs().double(), m.exp()
     result["offpolicy/clamped_frac"] = float((log_ratio.abs() >= LOG_RATIO_LIMIT).double().mean())
     result["offpolicy/lowprob_frac"] = float((mu <= LOW_PROBABILITY).double().mean())
-    parts = {name: (mu > low) & (mu <= high) for name, low, high in BUCKETS}
-    parts |= {"pos": advantages > 0, "neg": advantages < 0}
+    parts = mu_buckets(mu) | {"pos": advantages > 0, "neg": advantages < 0}
     for name, chosen in parts.items():
         separator = "_" if name in ("pos", "neg") else "/"
         if chosen.any():
@@ -102,32 +101,39 @@ def offpolicy_metrics(x: Tensor, m: Tensor, advantages: Tensor, lengths: Sequenc
     return result
 
 
-def weight_metrics(gradients: Tensor, x: Tensor, m: Tensor, advantages: Tensor) -> dict[str, float]:
+def mu_buckets(mu: Tensor) -> dict[str, Tensor]:
+    """Masks [N] of the probability buckets, by name."""
+    return {name: (mu > low) & (mu <= high) for name, low, high in BUCKETS}
+
+
+def weight_metrics(gradients: Tensor, x: Tensor, anchor: Tensor, m: Tensor, advantages: Tensor) -> dict[str, float]:
     """The loss's gradient weight w, from g = d(-L)/dx = A r w, over the tokens with A != 0 of all updates.
 
-    `gradients` [N] are g, `x` pi's logprobs at the moment of the update, `m` the anchor's.
+    `gradients` [N] are g, `x` pi's logprobs at the moment of the update, `anchor` those of the ratio's
+    denominator, `m` mu's. Also by advantage sign and by mu bucket.
     """
     used = advantages != 0
-    result: dict[str, float] = {
-        "update/tokens": float(len(advantages)),
-        "update/tokens_used": float(used.sum()),
-    }
+    result: dict[str, float] = {"update/tokens": float(len(advantages)), "update/tokens_used": float(used.sum())}
     if not used.any():
         return result
-    fall = (m.exp() - x.exp() > BAD_FALL) & (advantages < 0)
-    gradients, x, m, advantages = (values[used].double() for values in (gradients, x, m, advantages))
-    ratio = (x - m).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-    weight = gradients / (advantages * ratio)
+    gradients, x, anchor, m, advantages = (v[used].double() for v in (gradients, x, anchor, m, advantages))
+    ratio = (x - anchor).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    weight, mu = gradients / (advantages * ratio), m.exp()
+    bad = (advantages < 0) & (mu - x.exp() > BAD_FALL)
     result |= {
         "update/w_mean": float(weight.mean()),
         "update/w_absdev": float((weight - 1).abs().mean()),
         "update/w_neg_frac": float((weight < 0).double().mean()),
         "update/w_max": float(weight.max()),
         "update/w_min": float(weight.min()),
-        "update/bad_frac": float(fall.double().mean()),
+        "update/bad_frac": float(bad.double().mean()),
     }
-    for name, chosen in (("pos", advantages > 0), ("neg", advantages < 0)):
-        result[f"update/tokens_{name}"] = float(chosen.sum())
+    signs = {"_pos": advantages > 0, "_neg": advantages < 0}
+    for suffix, chosen in (signs | {f"/{name}": mask for name, mask in mu_buckets(mu).items()}).items():
+        result[f"update/tokens{suffix}"] = float(chosen.sum())
         if chosen.any():
-            result[f"update/clip_frac_{name}"] = float((weight[chosen] == 0).double().mean())
+            part = weight[chosen]
+            result[f"update/w_mean{suffix}"] = float(part.mean())
+            result[f"update/w_neg_frac{suffix}"] = float((part < 0).double().mean())
+            result[f"update/clip_frac{suffix}"] = float((part == 0).double().mean())
     return result

@@ -115,7 +115,7 @@ class Policy:
         if self.emulated:
             precision.emulate_compute(self.model, dtype)
         else:
-            self.model.to(precision.DTYPES[dtype])
+            precision.cast_parameters(self.model, dtype)
         self.publish()
 
     def pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:

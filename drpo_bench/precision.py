@@ -100,6 +100,12 @@ def quantise_inputs(linears: Iterable[nn.Linear]) -> None:
         linear.register_forward_pre_hook(quantise)
 
 
+def cast_parameters(model: nn.Module, dtype: str) -> None:
+    """Hold the parameters in `dtype`. Buffers keep theirs: rotary frequencies in bf16 would be another model."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(DTYPES[dtype])
+
+
 def cast_weights(source: Tensor, dtype: str, fp8: bool) -> Tensor:
     """fp32 weights as the engine sees them: on the grid of `dtype`, or e4m3 with a scale an output channel."""
     return quantise_e4m3(source) if fp8 else round_to(source, dtype)

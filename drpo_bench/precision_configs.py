@@ -47,6 +47,8 @@ class PrecisionConfig(Frozen):
         if len(data) > 1:
             explicit = ", ".join(sorted(set(data) - {"preset"}))
             raise ValueError(f"preset and explicit fields ({explicit}) exclude each other")
+        if not isinstance(data["preset"], str):
+            raise ValueError(f"preset is {data['preset']!r}, must be a name; to vary it, use a sweep axis")
         preset = ALIASES.get(data["preset"], data["preset"])
         if preset not in PRESETS:
             hint = did_you_mean(str(preset), [*PRESETS, *ALIASES]) or f"; known: {', '.join(PRESETS)}"

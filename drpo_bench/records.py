@@ -46,6 +46,13 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
         file.write(record_line(record))
 
 
+def sync_file(path: Path) -> None:
+    """Force what was written to the disk; a directory's entries likewise."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a jsonl file; a last line cut short by a crash is left out."""
     if not path.exists():

@@ -18,7 +18,13 @@ from drpo_bench.records import RunDir, read_json, read_records, write_json
 CURSOR = "mlflow.json"
 BATCH = 1000  # metrics a request; the server's limit
 SYNC_SECONDS = 3.0
-MLFLOW_STATUS = {"finished": "FINISHED", "collapsed": "FINISHED", "failed": "FAILED"}
+MLFLOW_STATUS = {
+    "pending": "SCHEDULED",
+    "running": "RUNNING",
+    "finished": "FINISHED",
+    "collapsed": "FINISHED",
+    "failed": "FAILED",
+}
 
 
 class TrackingWarning(UserWarning):
@@ -36,7 +42,8 @@ class ExperimentSync:
         self.directory, self.uri = directory, uri
         self.client = MlflowClient(uri)
         self.state = self._load(directory)
-        if "experiment_id" not in self.state:
+        if "parent_run_id" not in self.state or not self._knows(self.state["parent_run_id"]):
+            self._forget()
             self._create_parent()
 
     def sync(self) -> int:
@@ -53,6 +60,24 @@ class ExperimentSync:
         if report.exists():
             self.client.log_artifact(parent, str(report))
         self.client.set_terminated(parent)
+
+    def _knows(self, run_id: str) -> bool:
+        """Whether the store has this run: it may have been deleted since."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        return True
+
+    def _forget(self) -> None:
+        """Drop the cursors of a store that does not have these runs; everything is sent anew."""
+        for path in [self.directory / CURSOR, *self.directory.glob(f"runs/*/{CURSOR}")]:
+            path.unlink(missing_ok=True)
+        self.state = {}
 
     def _create_parent(self) -> None:
         from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
@@ -72,7 +97,11 @@ class ExperimentSync:
     def _sync_run(self, run_dir: RunDir) -> int:
         cursor = self._load(run_dir.path)
         if "run_id" not in cursor:
-            cursor |= self._create_child(run_dir)
+            cursor = self._create_child(run_dir)
+            self._save(run_dir.path, cursor)  # at once: what follows may fail, and is repeated on this run
+        if not cursor["described"]:
+            self._describe_child(cursor["run_id"], run_dir)
+            cursor["described"] = True
             self._save(run_dir.path, cursor)
         records = [r for r in read_records(run_dir.metrics) if r["step"] >= cursor["next_step"]]
         for metrics in batches(records, cursor["start_ms"]):
@@ -81,30 +110,32 @@ class ExperimentSync:
         if records or state != cursor["state"]:
             if state != cursor["state"]:
                 self.client.set_tag(cursor["run_id"], "state", state)
-                if state in MLFLOW_STATUS:
-                    self.client.set_terminated(cursor["run_id"], status=MLFLOW_STATUS[state])
-                else:
-                    self.client.update_run(cursor["run_id"], status="RUNNING")
+                self.client.update_run(cursor["run_id"], status=MLFLOW_STATUS[state])
             next_step = records[-1]["step"] + 1 if records else cursor["next_step"]
             self._save(run_dir.path, cursor | {"next_step": next_step, "state": state})
         return len(records)
 
     def _create_child(self, run_dir: RunDir) -> dict[str, Any]:
-        from mlflow.entities import Param
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
-        config = read_json(run_dir.config)
         tags = {MLFLOW_PARENT_RUN_ID: self.state["parent_run_id"], MLFLOW_RUN_NAME: run_dir.path.name}
         child = self.client.create_run(self.state["experiment_id"], tags=tags)
-        params = [Param(key, str(value)) for key, value in flat_items(config)]
-        self.client.log_batch(child.info.run_id, params=params)
-        self.client.log_artifact(child.info.run_id, str(run_dir.config))
         return {
             "run_id": child.info.run_id,
+            "described": False,
             "start_ms": child.info.start_time,
             "next_step": 0,
             "state": "pending",
         }
+
+    def _describe_child(self, run_id: str, run_dir: RunDir) -> None:
+        """Params and config of a child; repeating it changes nothing."""
+        from mlflow.entities import Param
+
+        config = read_json(run_dir.config)
+        params = [Param(key, str(value)) for key, value in flat_items(config) if key != "warmstart_sha256"]
+        self.client.log_batch(run_id, params=params)
+        self.client.log_artifact(run_id, str(run_dir.config))
 
     def _load(self, directory: Path) -> dict[str, Any]:
         """What was sent to this store; a cursor of another store does not count."""

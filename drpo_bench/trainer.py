@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from drpo_bench.metrics import divergence_metrics, offpolicy_metrics, rollout_me
 from drpo_bench.models import Policy
 from drpo_bench.models import load_checkpoint as load_pretrained
 from drpo_bench.optim import NonFinite, Optimizer
-from drpo_bench.records import RunDir, append_record, truncate_records, write_json
+from drpo_bench.records import RunDir, append_record, read_json, sync_file, truncate_records, write_json
 from drpo_bench.rollout.alarm import check_mismatch
 from drpo_bench.rollout.batch import RolloutBatch, RolloutQueue
 from drpo_bench.rollout.engine import Sampling, sample_seeds
@@ -44,8 +45,10 @@ class Trainer:
         self.clock: dict[str, float] = {}  # seconds by phase since the last record
         self.sampled_tokens = 0  # since the last record
         self.started, self.time_before = time.monotonic(), 0.0
+        drop_other_numerics(run_dir)
         run_dir.path.mkdir(parents=True, exist_ok=True)
         run_dir.set_status("running", phase="start", step=0, steps=config.train.steps)
+        self._write_config(None)
 
         source, sha256 = config.model.name, None
         if config.model.from_scratch:
@@ -67,7 +70,8 @@ class Trainer:
         self.queue = RolloutQueue(self.generate, rollout.lag, config.train.steps)
         self.collapse = CollapseDetector(config.eval.collapse_fraction, config.eval.collapse_patience)
         self.step = 0  # batches trained on, which is also the policy's version
-        self._write_headers(sha256)
+        self._write_config(sha256)
+        self._write_environment()
         self._resume()
 
     def train(self) -> None:
@@ -82,7 +86,7 @@ class Trainer:
                 record |= self.train_on(batch)
             except NonFinite as error:
                 self.step += 1
-                self.finish_non_finite(str(error))
+                self.finish_non_finite(batch, str(error))
                 return
             self.step += 1
             last = self.step == config.train.steps
@@ -168,7 +172,7 @@ class Trainer:
         times = {f"time/{phase}": seconds for phase, seconds in self.clock.items()}
         if self.sampled_tokens:
             times["perf/rollout_tokens_per_s"] = self.sampled_tokens / self.clock["rollout"]
-        if "response/tokens" in values:
+        if self.clock.get("update"):
             times["perf/update_tokens_per_s"] = values["response/tokens"] / self.clock["update"]
         self.clock.clear()
         self.sampled_tokens = 0
@@ -176,10 +180,11 @@ class Trainer:
         append_record(self.run_dir.metrics, line)
         self.run_dir.set_status("running", **self.progress())
 
-    def finish_non_finite(self, reason: str) -> None:
-        """A loss or gradient was not finite: the run ends here, collapsed."""
-        self.record({})
-        self.collapse.step = self.step
+    def finish_non_finite(self, batch: RolloutBatch, reason: str) -> None:
+        """A loss or gradient was not finite: the run ends here, collapsed, with what is known of its last batch."""
+        self.record(dict(batch.metrics))
+        if self.collapse.step is None:
+            self.collapse.step = self.step
         status = self.progress() | {"reason": "non_finite", "detail": reason}
         self.run_dir.set_status("collapsed", **status)
 
@@ -211,6 +216,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the current step."""
         with self.timed("checkpoint"):
+            sync_file(self.run_dir.metrics)  # a checkpoint never outlives the records before it
             state = {"collapse": self.collapse.state(), "seconds": self.seconds()}
             save_checkpoint(
                 self.run_dir.checkpoints,
@@ -232,7 +238,7 @@ class Trainer:
             line["mu_logprobs"] = [round(value, 5) for value in rollout.mu_logprobs.tolist()]
             append_record(self.run_dir.samples, line)
 
-    def _write_headers(self, warmstart_sha256: str | None) -> None:
+    def _write_config(self, warmstart_sha256: str | None) -> None:
         config = self.config
         identity = {
             "run_id": config.run_id,
@@ -241,6 +247,9 @@ class Trainer:
         }
         resolved = canonical(config.model_dump()) | identity | {"warmstart_sha256": warmstart_sha256}
         write_json(self.run_dir.config, resolved)
+
+    def _write_environment(self) -> None:
+        config = self.config
         environment = describe_environment(config.runtime.threads, self.device)
         environment["emulated"] = {"trainer": self.policy.emulated, "rollout": self.engine.emulated}
         environment["deterministic"] = self._probe_determinism()
@@ -270,6 +279,12 @@ class Trainer:
         if step % 10 == 0:
             maximum = self.config.warmstart.max_steps
             self.run_dir.set_status("running", phase="warm start", step=step, steps=maximum, accuracy=accuracy)
+
+
+def drop_other_numerics(run_dir: RunDir) -> None:
+    """Start over where a run directory was written by a version whose numbers differ; summary.csv keeps its row."""
+    if run_dir.config.exists() and read_json(run_dir.config)["numerics_version"] != NUMERICS_VERSION:
+        shutil.rmtree(run_dir.path)
 
 
 def train(config: RunConfig, experiment_dir: Path, cache: Path) -> None:

@@ -80,7 +80,7 @@ def update_policy(
         steps.append(optimizer.step())
     anchor_logprobs = {"mu": flat.mu_logprobs, "old": flat.old_logprobs, "prox": flat.prox_logprobs}[train.anchor]
     assert anchor_logprobs is not None
-    return weight_metrics(gradients, logprobs, anchor_logprobs, flat.advantages) | optim_metrics(
+    return weight_metrics(gradients, logprobs, anchor_logprobs, flat.mu_logprobs, flat.advantages) | optim_metrics(
         steps, train.max_grad_norm, optimizer
     )
 

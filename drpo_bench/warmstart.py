@@ -15,16 +15,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from drpo_bench.batching import PaddedBatch, pad_rollouts
 from drpo_bench.config import RunConfig, canonical
-from drpo_bench.evaluate import accuracy, distinct_problems
+from drpo_bench.evaluate import accuracy
 from drpo_bench.models import build_model, response_logits, save_model, wrap_tokenizer
 from drpo_bench.records import append_record, write_json
 from drpo_bench.rollout.engine import Sampling
 from drpo_bench.rollout.torch_engine import TorchEngine
-from drpo_bench.tasks import Task, make_task
+from drpo_bench.tasks import Task, distinct_problems, make_task
 from drpo_bench.text import TextCodec
 from drpo_bench.types import Rollout
 
-HELD_OUT_SEED = 1  # of the problems that decide when to stop; drawn from the train split
+HELD_OUT_SEED = -1  # of the problems that decide when to stop, from the train split; no run has this seed
 Report = Callable[[int, float], None]  # (step, sampled accuracy so far)
 
 
@@ -67,8 +67,8 @@ def train_warmstart(config: RunConfig, directory: Path, report: Report) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01, fused=True)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
     engine = TorchEngine.shared(average.module, device)
-    sampling = Sampling(1.0, config.rollout.max_new_tokens, codec.stop_ids)
-    held_out = distinct_problems(task, "train", HELD_OUT_SEED, settings.eval_problems)
+    sampling = Sampling(1.0, settings.max_new_tokens, codec.stop_ids)
+    held_out = distinct_problems(task, "train", HELD_OUT_SEED, settings.eval_problems, "warmstart.eval_problems")
 
     reached = 0.0
     for step in range(1, settings.max_steps + 1):

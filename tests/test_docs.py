@@ -26,7 +26,8 @@ def test_every_logged_metric_is_documented(tiny_config, tmp_path, warmstart_cach
     logged = {key for r in read_records(RunDir(tmp_path / "runs" / config.run_id).metrics) for key in r}
     generic = {key.replace("eval/arithmetic/", "eval/<task>/") for key in logged - {"step", "time_s"}}
     suffixes = [*(f"/{name}" for name, _, _ in BUCKETS), "_pos", "_neg"]
-    parts = ("offpolicy/tv_mean", "offpolicy/ratio_max", "offpolicy/tokens")
+    parts = [f"offpolicy/{name}" for name in ("tv_mean", "ratio_max", "tokens")]
+    parts += [f"update/{name}" for name in ("w_mean", "w_neg_frac", "clip_frac", "tokens")]
     buckets = {part + suffix for part in parts for suffix in suffixes}
     assert not generic - documented() - buckets
     assert {f"`.../{name}`" for name, _, _ in BUCKETS} <= set(re.findall(r"`[^`]+`", (DOCS / "metrics.md").read_text()))

@@ -60,7 +60,7 @@ def test_weights_are_those_of_the_loss():
     advantages = torch.tensor([1.0, -1.0, 0.0, -2.0], dtype=torch.float64)
     tokens = Tokens(x, m, advantages, torch.zeros(4, dtype=torch.long), torch.ones(4))
     (grad,) = torch.autograd.grad(-make_loss("drpo", delta=0.25)(tokens).sum(), x)
-    values = weight_metrics(grad, x.detach(), m, advantages)
+    values = weight_metrics(grad, x.detach(), m, m, advantages)
     # 1 - sign(A) (p - u) / delta of the three tokens with A != 0
     weights = [1 - 0.3 / 0.25, 1 + (0.2 - 0.4) / 0.25, 1 + (0.005 - 0.01) / 0.25]
     assert values["update/w_min"] == pytest.approx(min(weights))
@@ -69,10 +69,13 @@ def test_weights_are_those_of_the_loss():
     assert values["update/w_neg_frac"] == pytest.approx(1 / 3)
     assert (values["update/tokens"], values["update/tokens_used"]) == (4, 3)
     assert values["update/clip_frac_pos"] == 0.0
+    assert values["update/w_mean_pos"] == pytest.approx(weights[0])
+    assert values["update/w_mean/u_le_0.01"] == pytest.approx(weights[2])
+    assert values["update/tokens/u_0.1_0.5"] == 2
 
 
 def test_no_tokens_give_no_weights_rather_than_zeros():
-    values = weight_metrics(torch.zeros(2), X[:2], M[:2], torch.zeros(2))
+    values = weight_metrics(torch.zeros(2), X[:2], M[:2], M[:2], torch.zeros(2))
     assert values == {"update/tokens": 2.0, "update/tokens_used": 0.0}
 
 

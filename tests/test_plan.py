@@ -65,7 +65,7 @@ loss = { id = "spo" }
 
 
 def test_only_keeps_what_matches(write):
-    runs = load_experiment(write(), only="loss=pg_is,precision=fp32,seed=1").runs
+    runs = load_experiment(write(), only=["loss=pg_is,precision=fp32", "seed=1"]).runs
     assert [(run.loss.id, run.precision.name, run.seed) for run in runs] == [("pg_is", "fp32", 1)] * 2
 
 
@@ -83,6 +83,8 @@ def test_only_keeps_what_matches(write):
         ("sweep.seed=[]", "sweep.seed: is empty"),
         ("sweep.sed=[1]", "sweep.sed: unknown axis; did you mean 'seed'?"),
         ("seed=3", "seed: also a sweep axis; set sweep.seed instead"),
+        ("train.lr=inf", "train.lr: is inf"),
+        ('sweep.precision=[{preset=["bf16"]}]', "precision: preset is ['bf16'], must be a name"),
         ("rollout.top_p=0.5", "rollout.top_p: is 0.5, must be 1"),
         ("nonsense", "--set nonsense: must be field=value"),
         ("experiment.name='a/b'", "experiment.name: is 'a/b'"),
@@ -104,10 +106,29 @@ def test_unreadable_files(tmp_path, write):
         load_experiment(write("= nonsense"))
     with pytest.raises(UserError, match="did you mean 'quickstart'"):
         find_experiment("quikstart")
-    with pytest.raises(UserError, match="not an axis"):
-        load_experiment(write(), only="los=drpo")
-    with pytest.raises(UserError, match="no run is left"):
-        load_experiment(write(), only="loss=spo")
+    with pytest.raises(UserError, match="los: no such field; did you mean 'loss'"):
+        load_experiment(write(), only=["los=drpo"])
+    with pytest.raises(UserError, match="loss: no run has dprp; did you mean 'drpo'"):
+        load_experiment(write(), only=["loss=dprp"])
+
+
+def test_rules_compare_resolved_values(write):
+    text = FILE.replace(", delta = 0.15", "").replace('"fp8_rollout"', '"fp8"')
+    assert len(load_experiment(write(text), only=["precision=fp8_rollout"]).runs) == 12
+    assert len(load_experiment(write(FILE), only=["precision=fp8"]).runs) == 12
+    default = '[[sweep.exclude]]\nloss = { id = "drpo", delta = 0.15 }\n'
+    infinite = '[[sweep.exclude]]\nloss = { id = "drpo", delta = "inf" }\n'
+    assert {run.loss.id for run in load_experiment(write(text + default + infinite)).runs} == {"pg_is"}
+
+
+def test_dotted_axes_can_be_set(write):
+    runs = load_experiment(write(), ["sweep.rollout.lag=[3]", 'sweep."train.beta1"=[0.8, 0.9]', "sweep.seed=[0]"]).runs
+    assert {(run.rollout.lag, run.train.beta1) for run in runs} == {(3, 0.8), (3, 0.9)}
+
+
+def test_axes_that_change_nothing_are_refused(write):
+    with pytest.raises(UserError, match="two of its points are the same run"):
+        load_experiment(write(), ["sweep.checkpoint.every=[1, 2]"])
 
 
 @pytest.mark.parametrize("path", sorted(p for f in shipped_folders() for p in f.glob("*.toml")), ids=lambda p: p.stem)

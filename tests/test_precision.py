@@ -100,3 +100,11 @@ def test_fp8_covers_the_decoders_linear_layers_only(model):
     linears = precision.decoder_linears(model)
     assert len(linears) == 2 * 7  # q, k, v, o, gate, up, down of two layers
     assert model.get_output_embeddings() not in linears
+
+
+def test_a_native_format_casts_parameters_and_leaves_rotary_frequencies_alone(model):
+    native = copy.deepcopy(model)
+    precision.cast_parameters(native, "bf16")
+    assert native.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    assert native.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert native.lm_head.weight is native.model.embed_tokens.weight

@@ -30,8 +30,14 @@ def test_word_problems_have_a_tail_of_five_percent(tmp_path):
         {
             "experiment": {"name": "tail"},
             "task": {"name": "word_problems", "max_steps": 3},
-            "warmstart": {"target": 0.0, "max_steps": 250, "eval_every": 250, "batch_size": 32, "lr": 4e-3},
-            "rollout": {"max_new_tokens": 128},
+            "warmstart": {
+                "target": 0.0,
+                "max_steps": 250,
+                "eval_every": 250,
+                "batch_size": 32,
+                "lr": 4e-3,
+                "max_new_tokens": 128,
+            },
         }
     )
     measured = last_measurement(config, tmp_path)

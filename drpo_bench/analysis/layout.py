@@ -17,7 +17,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from drpo_bench.analysis.load import csv_text
 from drpo_bench.analysis.style import RC, LossStyle, loss_order, loss_style, variant_style
 from drpo_bench.records import write_text
 
@@ -158,5 +157,5 @@ def save_figure(fig: Figure, table: pd.DataFrame, directory: Path, name: str) ->
             temporary.write_bytes(buffer.getvalue())
             temporary.replace(paths[-1])
     paths.append(directory / f"{name}.csv")
-    write_text(paths[-1], csv_text(table))
+    write_text(paths[-1], table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     return paths

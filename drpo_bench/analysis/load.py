@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,11 @@ from drpo_bench.analysis.runs import CURVE_COLUMNS, KEY, SUMMARY_COLUMNS, Row, R
 from drpo_bench.errors import UserError
 from drpo_bench.records import DONE, RunDir, read_json, write_text
 
+Key = tuple[str, ...]
+
 SUMMARY, CURVES, OWNER = "summary.csv", "curves.csv", "experiment.json"
+CURVE_KEY = (*KEY, "step")
+DTYPES: dict[type, Any] = {str: "str", int: "Int64", float: "float64"}
 
 
 @dataclass(frozen=True)
@@ -37,35 +43,40 @@ def read_results(directory: Path) -> Results:
 def update_results(directory: Path) -> Results:
     """The same, and write both files. Rows whose run directory is absent are kept, for ever."""
     results, summary, curves = _merge(directory)
-    write_text(directory / SUMMARY, csv_text(summary))
-    write_text(directory / CURVES, csv_text(curves))
+    write_text(directory / SUMMARY, summary)
+    write_text(directory / CURVES, curves)
     return results
 
 
-def _merge(directory: Path) -> tuple[Results, pd.DataFrame, pd.DataFrame]:
+def _merge(directory: Path) -> tuple[Results, str, str]:
+    """The results, and the texts of the two csv files."""
     problems: list[str] = []
     runs = list(_read_runs(directory, problems))
-    old = read_text_table(directory / SUMMARY, SUMMARY_COLUMNS, KEY)
-    with_result = set(_keys(old[old["state"].isin(DONE)]))
+    old = read_rows(directory / SUMMARY, KEY)
+    with_result = {row_key(row, KEY) for row in old if row.get("state") in DONE}
     fresh = []
     for run in runs:
-        key = tuple(as_text(run.summary[column]) for column in KEY)
+        key = row_key(run.summary, KEY)
         if run.summary["state"] not in DONE and key in with_result:
             problems.append(f"{key[0]} is being repeated ({run.summary['state']}); its earlier result stands")
         else:
             fresh.append(run)
-    summary = merge_rows(old, [run.summary for run in fresh], SUMMARY_COLUMNS, KEY)
-    old_curves = read_text_table(directory / CURVES, CURVE_COLUMNS, (*KEY, "step"))
-    replaced = [tuple(as_text(run.summary[column]) for column in KEY) for run in fresh]
-    rows = [row for run in fresh for row in run.curves]
-    curves = merge_rows(old_curves, rows, CURVE_COLUMNS, (*KEY, "step"), replaced)
-    if summary.empty:
+    replaced = {row_key(run.summary, KEY) for run in fresh}
+    summary = merge_rows(old, [run.summary for run in fresh], replaced, KEY)
+    old_curves = read_rows(directory / CURVES, CURVE_KEY)
+    curves = merge_rows(old_curves, [row for run in fresh for row in run.curves], replaced, CURVE_KEY)
+    if not summary:
         raise UserError(problems[0] if problems else f"{directory}: no results here: neither runs/ nor {SUMMARY}")
     owner = read_json(directory / OWNER) if (directory / OWNER).exists() else {}
-    typed_summary = typed(summary, SUMMARY_COLUMNS, directory / SUMMARY)
-    typed_curves = typed(curves, CURVE_COLUMNS, directory / CURVES)
-    question, file = str(owner.get("question", "")), str(owner.get("file", ""))
-    return Results(directory, typed_summary, typed_curves, tuple(problems), question, file), summary, curves
+    results = Results(
+        directory,
+        typed(summary, SUMMARY_COLUMNS, directory / SUMMARY),
+        typed(curves, CURVE_COLUMNS, directory / CURVES),
+        tuple(problems),
+        str(owner.get("question", "")),
+        str(owner.get("file", "")),
+    )
+    return results, csv_text(summary, SUMMARY_COLUMNS), csv_text(curves, CURVE_COLUMNS)
 
 
 def _read_runs(directory: Path, problems: list[str]) -> Iterable[RunRows]:
@@ -84,69 +95,65 @@ def _read_runs(directory: Path, problems: list[str]) -> Iterable[RunRows]:
             problems.append(f"{path} cannot be read and is in no table: {type(error).__name__}: {line[:200]}")
 
 
-def merge_rows(
-    old: pd.DataFrame,
-    rows: Sequence[Row],
-    columns: Mapping[str, type],
-    key: Sequence[str],
-    replaced: Sequence[tuple[str, ...]] = (),
-) -> pd.DataFrame:
-    """Text rows: `rows` over those of `old` with the same run (or named in `replaced`), sorted by key."""
-    new = pd.DataFrame([{c: as_text(row.get(c)) for c in columns} for row in rows], columns=list(columns), dtype=str)
-    gone = set(_keys(new)) | set(replaced)
-    kept = old[[run not in gone for run in _keys(old)]]
-    merged = pd.concat([kept, new], ignore_index=True).fillna("").drop_duplicates(list(key), keep="last")
-    numbers = {column: pd.to_numeric(merged[column]) if columns[column] is int else merged[column] for column in key}
-    order = pd.DataFrame(numbers).sort_values(list(key), kind="stable").index
-    return merged.loc[order].reset_index(drop=True)
+def merge_rows(old: Iterable[Row], new: Iterable[Row], replaced: set[Key], key: Sequence[str]) -> list[Row]:
+    """The rows of both as text, sorted by `key`; those of `old` whose run is `replaced` are gone."""
+    merged = {row_key(row, key): row for row in old if row_key(row, KEY) not in replaced}
+    merged |= {row_key(row, key): {name: as_text(value) for name, value in row.items()} for row in new}
+    return [merged[place] for place in sorted(merged, key=lambda place: (place[0], *map(int, place[1:])))]
 
 
-def _keys(table: pd.DataFrame) -> list[tuple[str, ...]]:
-    return list(zip(*(table[column] for column in KEY), strict=True))
+def row_key(row: Row, key: Sequence[str]) -> Key:
+    """What identifies a row, as text."""
+    return tuple(as_text(row[column]) for column in key)
 
 
 def as_text(value: Any) -> str:
     """A csv cell: six significant digits, nothing for what was not measured."""
     if value is None:
         return ""
-    if isinstance(value, float):
-        return "nan" if math.isnan(value) else f"{value:.6g}"
-    return str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def csv_text(table: pd.DataFrame) -> str:
-    """The csv file's text, the same on every machine."""
-    text: str = table.to_csv(index=False, lineterminator="\n", float_format="%.6g")
-    return text
+def csv_text(rows: Sequence[Row], columns: Mapping[str, type]) -> str:
+    """The csv file's text. Columns that a later version wrote stand behind ours."""
+    others = dict.fromkeys(name for row in rows for name in row if name not in columns)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [*columns, *others], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
 
 
-def read_text_table(path: Path, columns: Mapping[str, type], key: Sequence[str]) -> pd.DataFrame:
-    """A csv as text, so that the rows we keep stay as they are to the byte; empty if there is no file."""
+def read_rows(path: Path, key: Sequence[str]) -> list[Row]:
+    """A csv as text, so that the rows we keep stay as they are to the byte; none if there is no file."""
     if not path.exists():
-        return pd.DataFrame(columns=list(columns), dtype=str)
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a csv file: {error}") from None
-    for column in key:
-        if column not in table:
-            raise UserError(f"{path}: column {column} is missing")
-        wrong = table.loc[~table[column].str.fullmatch(r"\d+" if columns[column] is int else ".+"), column]
-        if len(wrong):
-            raise UserError(f"{path}: line {wrong.index[0] + 2}: {column} is {wrong.iloc[0]!r}")
-    return table.reindex(columns=[*columns, *(c for c in table.columns if c not in columns)], fill_value="")
-
-
-def typed(table: pd.DataFrame, columns: Mapping[str, type], source: Path) -> pd.DataFrame:
-    """Numbers where the columns are numbers; an empty cell is a missing value."""
-    result = {}
-    for column, kind in columns.items():
-        if kind is str:
-            result[column] = table[column]
-            continue
+        return []
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
         try:
-            numbers = pd.Series([float(text) if text else math.nan for text in table[column]], table.index)
-            result[column] = numbers.astype("Int64" if kind is int else "float64")
-        except (ValueError, TypeError) as error:
+            header, rows = list(reader.fieldnames or ()), list(reader)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not a csv file: {error}") from None
+    missing = [column for column in key if column not in header]
+    if missing:
+        raise UserError(f"{path}: column {missing[0]} is missing")
+    for line, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise UserError(f"{path}: line {line}: not as many cells as columns")
+        for column in key[1:]:
+            if not row[column].isdecimal():
+                raise UserError(f"{path}: line {line}: {column} is {row[column]!r}, not a number")
+    return list(rows)
+
+
+def typed(rows: Sequence[Row], columns: Mapping[str, type], source: Path) -> pd.DataFrame:
+    """Numbers where the columns are numbers; an empty cell is a missing value."""
+    table = {}
+    for column, kind in columns.items():
+        cells = [row.get(column, "") for row in rows]
+        try:
+            numbers = cells if kind is str else [float(cell) if cell else math.nan for cell in cells]
+        except ValueError as error:
             raise UserError(f"{source}: column {column}: {error}") from None
-    return pd.DataFrame(result)
+        table[column] = pd.Series(numbers, dtype=DTYPES[kind])
+    return pd.DataFrame(table)

@@ -74,6 +74,11 @@ EVAL_METRICS = ("accuracy", "greedy_accuracy", "length_mean")
 CURVE_COLUMNS: dict[str, type] = {"run_id": str, "numerics_version": int, "step": int}
 CURVE_COLUMNS |= {f"eval/{name}": float for name in EVAL_METRICS} | dict.fromkeys(CURVE_METRICS, float)
 
+# Entries of config.json that do not tell settings apart.
+NOT_SETTING = {
+    *("run_id", "schema_version", "numerics_version", "warmstart_sha256"),
+    *("experiment", "checkpoint", "seed", "loss"),
+}
 FINAL_SHARE = 5  # the final score is the mean of the last fifth of the evaluations
 
 
@@ -92,14 +97,21 @@ def read_run(run_dir: RunDir) -> RunRows:
     status, records = run_dir.status(), list(read_records(run_dir.metrics))
     curves = list(curve_rows(config, status, records))
     key = {"run_id": data["run_id"], "numerics_version": data["numerics_version"]}
-    summary = key | identity_row(config) | result_row(status, records, curves) | environment_row(run_dir)
+    summary = key | identity_row(config, setting_hash(data)) | result_row(status, records, curves)
+    summary |= environment_row(run_dir)
     return RunRows(summary, [key | row for row in curves])
 
 
-def identity_row(config: RunConfig) -> Row:
+def setting_hash(data: Row) -> str:
+    """Hash of what determines a run, but seed and loss.
+
+    Of config.json as it was written: a field that a later version adds must not move a run to another setting.
+    """
+    return content_hash({key: value for key, value in data.items() if key not in NOT_SETTING})[:8]
+
+
+def identity_row(config: RunConfig, setting: str) -> Row:
     """What was run."""
-    setting = config.identity()
-    del setting["seed"], setting["loss"]
     return {
         "experiment": config.experiment.name,
         "model": config.model.name,
@@ -114,7 +126,7 @@ def identity_row(config: RunConfig) -> Row:
         "seed": config.seed,
         "steps": config.train.steps,
         "eval_problems": config.eval.problems,
-        "setting": content_hash(setting)[:8],
+        "setting": setting,
         "fields": differing_fields(config),
     }
 

@@ -33,7 +33,7 @@ class TorchEngine:
         self.emulated = not native or config.fp8_weights or config.fp8_activations
         self.model = copy.deepcopy(model).to(device).eval().requires_grad_(False)
         if native:
-            self.model.to(precision.DTYPES[config.dtype])
+            precision.cast_parameters(self.model, config.dtype)
         else:
             precision.emulate_compute(self.model, config.dtype)
         linears = precision.decoder_linears(self.model)

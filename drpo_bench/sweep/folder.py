@@ -25,7 +25,11 @@ def check_folder(experiment: Experiment, out: Path) -> None:
         if directory.is_dir() and any(directory.iterdir()):
             raise UserError(f"{directory}: holds files that no experiment wrote ({OWNER} is missing); use --out")
         return
-    name, file = (read_json(owner).get(key) for key in ("name", "file"))
+    try:
+        found = read_json(owner)
+        name, file = found["name"], found["file"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{owner}: not a file that drpo-bench wrote; use --out") from None
     if (name, file) != (experiment.info.name, Path(experiment.source).name):
         raise UserError(
             f"{directory}: holds experiment {name!r} of {file}, not of {Path(experiment.source).name}; "
@@ -39,14 +43,20 @@ def owned_folder(experiment: Experiment, out: Path) -> Iterator[Path]:
     from filelock import FileLock, Timeout
 
     directory = out / experiment.info.name
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / OWNER, experiment.info.model_dump() | {"file": Path(experiment.source).name})
-    lock = FileLock(directory / "runner.lock", timeout=0)
     try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / "runner.lock", timeout=0)
         lock.acquire()
     except Timeout:
         raise UserError(f"{directory}: another drpo-bench run is at work in this folder") from None
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written: {error.strerror}") from None
     with lock:
+        write_json(directory / OWNER, experiment.info.model_dump() | {"file": Path(experiment.source).name})
+        for path in directory.glob("runs/*/status.json"):  # what a killed runner left behind
+            run_dir = RunDir(path.parent)
+            if run_dir.status()["state"] == "running":
+                run_dir.set_status("pending", reason="stopped")
         yield directory
 
 
@@ -57,8 +67,13 @@ def unfinished_runs(experiment: Experiment, out: Path, force: bool) -> list[RunC
     return [
         run
         for run in experiment.runs
-        if RunDir(directory / "runs" / run.run_id).status()["state"] not in DONE and run.run_id not in recorded
+        if not has_result(RunDir(directory / "runs" / run.run_id)) and run.run_id not in recorded
     ]
+
+
+def has_result(run_dir: RunDir) -> bool:
+    """Whether the run is done, and in this version's numbers."""
+    return run_dir.status()["state"] in DONE and read_json(run_dir.config)["numerics_version"] == NUMERICS_VERSION
 
 
 def recorded_runs(summary: Path) -> set[str]:
@@ -67,8 +82,11 @@ def recorded_runs(summary: Path) -> set[str]:
         return set()
     with summary.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return {
-        row["run_id"]
-        for row in rows
-        if row["state"] in DONE and int(float(row["numerics_version"])) == NUMERICS_VERSION
-    }
+    try:
+        return {
+            row["run_id"]
+            for row in rows
+            if row["state"] in DONE and int(float(row["numerics_version"])) == NUMERICS_VERSION
+        }
+    except (KeyError, ValueError, TypeError):
+        raise UserError(f"{summary}: not a table that drpo-bench wrote") from None

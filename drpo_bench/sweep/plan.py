@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from drpo_bench.config import ExperimentInfo, RunConfig
+from drpo_bench.config import ExperimentInfo, RunConfig, canonical
 from drpo_bench.errors import UserError, did_you_mean, explain
+from drpo_bench.precision_configs import ALIASES
 
 # Short axis names, and the field of the config that each one sets.
 AXES = {"model": "model.name", "architecture": "model.architecture"}
@@ -30,7 +31,7 @@ class Experiment:
     axes: tuple[str, ...]
 
 
-def load_experiment(name: str, overrides: list[str] | None = None, only: str | None = None) -> Experiment:
+def load_experiment(name: str, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> Experiment:
     """Read an experiment file (a path, or the name of a shipped one) and expand its sweep.
 
     Raises UserError naming file and field for everything that is wrong with it.
@@ -42,9 +43,9 @@ def load_experiment(name: str, overrides: list[str] | None = None, only: str | N
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a TOML file: {error}") from None
-    for override in overrides or []:
+    for override in overrides:
         apply_override(data, override)
-    return expand(data, str(path), parse_only(only) if only else {})
+    return expand(data, str(path), parse_only(only))
 
 
 def find_experiment(name: str) -> Path:
@@ -72,7 +73,11 @@ def apply_override(data: Table, override: str) -> None:
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
         raise UserError(f"--set {override}: must be field=value")
-    set_field(data, key.strip(), toml_value(text.strip()), source="--set")
+    key, value = key.strip(), toml_value(text.strip())
+    if key.startswith("sweep.") and isinstance(data.get("sweep", {}), dict):
+        data.setdefault("sweep", {})[key.removeprefix("sweep.").strip('"')] = value  # an axis may have dots
+        return
+    set_field(data, key, value, source="--set")
 
 
 def toml_value(text: str) -> Any:
@@ -104,13 +109,13 @@ def has_field(data: Table, dotted: str) -> bool:
     return True
 
 
-def parse_only(text: str) -> dict[str, list[Any]]:
+def parse_only(texts: Sequence[str]) -> dict[str, list[Any]]:
     """`loss=drpo,precision=bf16` as a rule; an axis that is named twice allows both values."""
     rule: dict[str, list[Any]] = {}
-    for part in text.split(","):
+    for part in ",".join(texts).split(",") if texts else []:
         axis, sign, value = part.partition("=")
         if not sign:
-            raise UserError(f"--only {text}: must be axis=value[,axis=value]")
+            raise UserError(f"--only {','.join(texts)}: must be axis=value[,axis=value]")
         rule.setdefault(axis.strip(), []).append(toml_value(value.strip()))
     return rule
 
@@ -124,30 +129,38 @@ def expand(data: Table, source: str, only: Mapping[str, Any]) -> Experiment:
     exclude = _rules(sweep.pop("exclude", []), source, "exclude")
     include = _rules(sweep.pop("include", []), source, "include")
     _check_axes(base, sweep, source)
-    for rule in exclude:
-        _check_rule(rule, sweep, base, f"{source}: sweep.exclude")
-    _check_rule(only, sweep, base, "--only")
 
     runs: dict[str, RunConfig] = {}
-    for point in _points(sweep, include, source):
-        if not any(_matches(point, rule, base) for rule in exclude) and _matches(point, only, base):
+    for point in _product(sweep):
+        run = _resolve(base, point, source)
+        if run.run_id in runs:
+            raise UserError(f"{source}: sweep: two of its points are the same run, {run.run_id}")
+        runs[run.run_id] = run
+    for number, rule in enumerate(include):
+        for point in _included(rule, sweep, f"{source}: sweep.include[{number}]"):
             run = _resolve(base, point, source)
             runs.setdefault(run.run_id, run)
-    if not runs:
+    everything = list(runs.values())
+    dropped = {
+        run.run_id
+        for number, rule in enumerate(exclude)
+        for run in matching(everything, rule, f"{source}: sweep.exclude[{number}]")
+    }
+    chosen = [run for run in everything if run.run_id not in dropped]
+    if only:
+        check_values(chosen, only, "--only")
+        chosen = matching(chosen, only, "--only")
+    if not chosen:
         raise UserError(f"{source}: sweep: no run is left after exclude and --only")
-    first = next(iter(runs.values()))
-    return Experiment(first.experiment, source, tuple(runs.values()), tuple(sweep))
+    return Experiment(chosen[0].experiment, source, tuple(chosen), tuple(sweep))
 
 
-def _points(sweep: Table, include: list[Table], source: str) -> Iterator[Table]:
-    """Axis values of each run: the product of the axes, then of each include rule with the axes it leaves open."""
-    yield from _product(sweep)
-    for number, rule in enumerate(include):
-        for axis, value in rule.items():
-            if isinstance(value, list) and not value:
-                raise UserError(f"{source}: sweep.include[{number}].{axis}: is empty")
-        listed = {axis: value if isinstance(value, list) else [value] for axis, value in rule.items()}
-        yield from _product({**sweep, **listed})
+def _included(rule: Table, sweep: Table, source: str) -> Iterator[Table]:
+    """Points of an include rule: its own values, times the axes that it leaves open."""
+    for axis, value in rule.items():
+        if isinstance(value, list) and not value:
+            raise UserError(f"{source}: {axis}: is empty")
+    return _product({**sweep, **{axis: _as_list(value) for axis, value in rule.items()}})
 
 
 def _product(axes: Table) -> Iterator[Table]:
@@ -189,33 +202,55 @@ def _check_axes(base: Table, sweep: Table, source: str) -> None:
             raise UserError(f"{source}: {AXES.get(axis, axis)}: also a sweep axis; set sweep.{axis} instead")
 
 
-def _check_rule(rule: Mapping[str, Any], sweep: Table, base: Table, source: str) -> None:
-    for axis in rule:
-        if axis not in sweep and not has_field(base, AXES.get(axis, axis)):
-            raise UserError(f"{source}: {axis}: not an axis of this sweep{did_you_mean(axis, sweep)}")
+def matching(runs: Sequence[RunConfig], rule: Mapping[str, Any], source: str) -> list[RunConfig]:
+    """The runs for which every entry of the rule holds; a list allows any of its values.
 
-
-def _matches(point: Table, rule: Mapping[str, Any], base: Table) -> bool:
-    """Whether every entry of the rule holds; a list allows any of its values."""
+    Values are compared with the resolved config: defaults, aliases and infinities count. Raises UserError
+    for an axis that does not exist.
+    """
+    found = list(runs)
     for axis, wanted in rule.items():
-        value = point.get(axis, _base_value(base, AXES.get(axis, axis)))
-        allowed = wanted if isinstance(wanted, list) else [wanted]
-        if not any(_equal(value, item) for item in allowed):
-            return False
-    return True
+        found = [run for run in found if any(_equal(field_of(run, axis, source), item) for item in _as_list(wanted))]
+    return found
 
 
-def _base_value(base: Table, dotted: str) -> Any:
-    node: Any = base
-    for part in dotted.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
+def check_values(runs: Sequence[RunConfig], rule: Mapping[str, Any], source: str) -> None:
+    """Raise UserError for a value that no run has, with the nearest one that some run has."""
+    for axis, wanted in rule.items():
+        values = [field_of(run, axis, source) for run in runs]
+        for item in _as_list(wanted):
+            if not any(_equal(value, item) for value in values):
+                known = dict.fromkeys(_name(value) for value in values)
+                hint = did_you_mean(_name(item), known) or f"; there are {', '.join(known)}"
+                raise UserError(f"{source}: {axis}: no run has {_name(item)}{hint}")
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def field_of(run: RunConfig, axis: str, source: str) -> Any:
+    """The value of an axis in a resolved run, as canonical data; precision is its name."""
+    if axis == "precision":
+        return run.precision.name
+    node: Any = canonical(run.model_dump())
+    for part in AXES.get(axis, axis).split("."):
+        if not isinstance(node, dict) or part not in node:
+            raise UserError(f"{source}: {axis}: no such field{did_you_mean(axis, [*AXES, *RunConfig.model_fields])}")
+        node = node[part]
     return node
 
 
 def _equal(value: Any, wanted: Any) -> bool:
-    """A table matches its id, name or preset, or a table of some of its entries."""
+    """A table matches its id or name, or a table of some of its entries; a preset its aliases."""
+    wanted = canonical(wanted)
     if isinstance(value, dict) and isinstance(wanted, dict):
         return all(value.get(key) == item for key, item in wanted.items())
     if isinstance(value, dict):
-        return bool(wanted in (value.get("id"), value.get("name"), value.get("preset")))
-    return bool(value == wanted)
+        return wanted in (value.get("id"), value.get("name"))
+    return bool(value == wanted or (isinstance(wanted, str) and value == ALIASES.get(wanted)))
+
+
+def _name(value: Any) -> str:
+    """A value in a message."""
+    return str(value.get("id") or value.get("name") or value) if isinstance(value, dict) else str(value)

@@ -7,24 +7,41 @@ from pathlib import Path
 from drpo_bench.config import SIZES, RunConfig
 from drpo_bench.errors import UserError, did_you_mean
 from drpo_bench.sweep.plan import Experiment
-from drpo_bench.tasks import make_task
+from drpo_bench.tasks import distinct_problems, make_task
 
 
 def preflight(experiment: Experiment) -> None:
     """Raise UserError for what would make every run of the sweep fail at its start."""
     for run in {run.model.name: run for run in experiment.runs}.values():
         check_model(run, experiment.source)
-    for run in {run.task.model_dump_json(): run for run in experiment.runs}.values():
+    for run in {(run.task.model_dump_json(), run.eval.problems): run for run in experiment.runs}.values():
         try:
-            make_task(run.task).problem("train", run.seed, 0)
+            task = make_task(run.task)
+            distinct_problems(task, "eval", 0, run.eval.problems, "eval.problems")
+            if run.model.from_scratch:
+                distinct_problems(task, "train", 0, run.warmstart.eval_problems, "warmstart.eval_problems")
         except ValueError as error:
             raise UserError(f"{experiment.source}: {error}") from None
+    if any(run.runtime.device == "cuda" for run in experiment.runs):
+        check_cuda(experiment.source)
+
+
+def check_cuda(source: str) -> None:
+    """A GPU that torch can use; torch is imported only where one is asked for."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(f"{source}: runtime.device: cuda, but torch {torch.__version__} finds no GPU here")
 
 
 def check_model(run: RunConfig, source: str) -> None:
     """A size, an existing directory, or a hub id with its owner."""
     name = run.model.name
-    if run.model.from_scratch or Path(name).is_dir():
+    if run.model.from_scratch:
+        return
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").exists():
+            raise UserError(f"{source}: model.name: {name} has no config.json, so it is no checkpoint")
         return
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         hint = did_you_mean(name, SIZES)

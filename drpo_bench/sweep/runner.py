@@ -12,7 +12,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from drpo_bench.config import RunConfig, canonical
-from drpo_bench.records import RunDir, State
+from drpo_bench.records import DONE, RunDir, State
 
 POLL_SECONDS = 0.2
 WARMSTARTS = "warmstarts"  # folder under the results directory, shared by all experiments
@@ -85,6 +85,9 @@ def start_process(
         out / WARMSTARTS,
         slot_cores(slot, workers, run.runtime.threads),
     )
+    run_dir = run_dir_of(run, out)
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    run_dir.set_status("running", phase="start", step=0, steps=run.train.steps)
     process = context.Process(target=run_worker, args=arguments, name=run.run_id)
     process.start()
     return process
@@ -110,7 +113,7 @@ def settle(worker: Worker, out: Path) -> State:
     run_dir = run_dir_of(worker.run, out)
     worker.process.join()
     status = run_dir.status()
-    if status["state"] == "running" or worker.process.exitcode != 0:
+    if status["state"] not in DONE:
         step = status.get("step", 0)
         reason = failure_reason(run_dir, worker.process.exitcode)
         run_dir.set_status("failed", step=step, steps=worker.run.train.steps, reason=reason)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from drpo_bench.config import RunConfig
 from drpo_bench.errors import UserError
 from drpo_bench.records import DONE
 from drpo_bench.sweep.cost import estimate
 from drpo_bench.sweep.folder import check_folder, owned_folder, unfinished_runs
-from drpo_bench.sweep.plan import AXES, Experiment
+from drpo_bench.sweep.plan import Experiment, field_of
 from drpo_bench.sweep.preflight import preflight
 from drpo_bench.sweep.runner import available_cores, run_all, run_dir_of
 
@@ -25,7 +24,7 @@ def default_workers(experiment: Experiment, workers: int | None) -> int:
     return workers or max(1, min(len(experiment.runs), len(available_cores()) // threads))
 
 
-def print_plan(experiment: Experiment, out: Path, workers: int | None) -> None:
+def print_plan(experiment: Experiment, out: Path, workers: int | None, force: bool) -> None:
     """Every run with its state and estimated cost; writes nothing."""
     check_folder(experiment, out)
     preflight(experiment)
@@ -39,14 +38,17 @@ def print_plan(experiment: Experiment, out: Path, workers: int | None) -> None:
     table.add_column("tokens", justify="right", no_wrap=True)
     table.add_column("minutes", justify="right", no_wrap=True)
     minutes, disk, unknown = 0.0, 0.0, False
+    todo = {run.run_id for run in unfinished_runs(experiment, out, force)}
     for run in experiment.runs:
         cost, state = estimate(run), run_dir_of(run, out).status()["state"]
-        if state not in DONE:
+        if run.run_id not in todo:
+            state = state if state in DONE else "recorded"  # in summary.csv, from another machine or day
+        else:
             minutes += cost.minutes or 0.0
             disk += cost.megabytes or 0.0
             unknown |= cost.minutes is None
-        params = " ".join(f"{key}={value:g}" for key, value in run.loss.model_dump(exclude={"id"}).items())
-        axes = [str(field_of(run, axis)) for axis in varied]
+        params = " ".join(f"{key}={value}" for key, value in run.loss.model_dump(exclude={"id"}).items())
+        axes = [str(field_of(run, axis, experiment.source)) for axis in varied]
         estimated = "?" if cost.minutes is None else f"{cost.minutes:.1f}"
         table.add_row(run.run_id, params, *axes, state, f"{cost.tokens / 1e6:.2f} M", estimated)
     # A plan that is piped into a file is not cut to a terminal that is not there.
@@ -59,14 +61,6 @@ def print_plan(experiment: Experiment, out: Path, workers: int | None) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def field_of(run: RunConfig, axis: str) -> Any:
-    """The value of a sweep axis in a resolved run, short."""
-    node: Any = run.model_dump()
-    for part in AXES.get(axis, axis).split("."):
-        node = node[part]
-    return node["name"] if isinstance(node, dict) and "name" in node else node
 
 
 def run_experiment(
@@ -88,15 +82,18 @@ def run_experiment(
             with Progress(console, len(experiment.runs) - len(todo), len(experiment.runs), out) as progress:
                 count = default_workers(experiment, workers)
                 run_all(todo, out, count, progress.on_change, progress.on_poll)
-        report = summarise(directory, console)
+        has_results = any(run_dir_of(run, out).config.exists() for run in experiment.runs)
+        if has_results or (directory / "summary.csv").exists():
+            report = summarise(directory, console)
+            console.print(f"Report: {report}\nFigures: {directory / 'figures'}", highlight=False, soft_wrap=True)
         if tracker and tracker.finish():
             console.print(f"MLflow: {tracking_uri}", highlight=False, soft_wrap=True)
-        console.print(f"Report: {report}\nFigures: {directory / 'figures'}", highlight=False, soft_wrap=True)
     states = {run.run_id: run_dir_of(run, out).status() for run in experiment.runs}
     failed = {run_id: status for run_id, status in states.items() if status["state"] == "failed"}
     for run_id, status in failed.items():
-        where = f"failed at step {status['step']}: {status['reason']}"
-        console.print(f"[red]{run_id}[/] {where} (log: {directory / 'runs' / run_id / 'log.txt'})", soft_wrap=True)
+        log = directory / "runs" / run_id / "log.txt"
+        reason = escape(f"{run_id} failed at step {status['step']}: {status['reason']} (log: {log})")
+        console.print(f"[red]{reason}[/]", highlight=False, soft_wrap=True)
     return not failed
 
 
@@ -129,6 +126,6 @@ def print_status(directory: Path, as_json: bool) -> None:
         step = f"{row['step']}/{row['steps']}" if "steps" in row else ""
         accuracy = "" if row.get("accuracy") is None else f"{row['accuracy']:.3f}"
         seconds = f"{row['seconds']:.0f}" if "seconds" in row else ""
-        note = row.get("phase") or row.get("reason") or ""
+        note = escape(row.get("phase") or row.get("reason") or "")
         table.add_row(row["run_id"], row["state"], step, accuracy, seconds, note)
     console.print(table)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from drpo_bench.task_configs import ArithmeticConfig, Gsm8kConfig, TaskConfig
-from drpo_bench.tasks.base import Problem, Split, Task
+from drpo_bench.tasks.base import Problem, Split, Task, distinct_problems
 from drpo_bench.tasks.grading import Verdict
 
-__all__ = ["Problem", "Split", "Task", "Verdict", "make_task"]
+__all__ = ["Problem", "Split", "Task", "Verdict", "distinct_problems", "make_task"]
 
 
 def make_task(config: TaskConfig) -> Task:

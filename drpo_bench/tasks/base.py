@@ -74,3 +74,17 @@ def draw_in_split(split: Split, draw: Callable[[], T], prompt_of: Callable[[T], 
         if split_of(prompt_of(candidate)) == split:
             return candidate
     raise ValueError(f"task: has too few distinct problems, none of {MAX_DRAWS} draws fell in {split!r}")
+
+
+def distinct_problems(task: Task, split: Split, seed: int, count: int, field: str) -> list[Problem]:
+    """The first `count` problems with different texts of a split's stream.
+
+    Raises ValueError naming the config's field where the split has fewer.
+    """
+    found: dict[str, Problem] = {}
+    for index in range(20 * count):
+        problem = task.problem(split, seed, index)
+        found.setdefault(problem.key, problem)
+        if len(found) == count:
+            return list(found.values())
+    raise ValueError(f"{field}: {count} asked for, but {task.name} has only {len(found)} in {split!r}")

@@ -104,6 +104,12 @@ def test_numbers_have_six_digits_and_missing_ones_are_empty(make_run, folder):
     assert len(curves.columns) <= 25
 
 
+def test_steps_are_sorted_as_numbers(make_run, folder):
+    make_run(accuracies=[0.4] * 12)
+    assert update_results(folder).curves["step"].tolist() == list(range(0, 111, 10))
+    assert [line.split(",")[2] for line in texts(folder)[1].splitlines()[1:]] == [str(n) for n in range(0, 111, 10)]
+
+
 def test_infinities_survive(make_run, folder):
     make_run(accuracies=(0.4, 0.5), metrics={"optim/grad_norm": float("inf")})
     update_results(folder)
@@ -149,7 +155,8 @@ def test_an_empty_folder_is_one_line(folder, prepare):
         (lambda text: text.replace("run_id", "id", 1), r"summary\.csv: column run_id is missing"),
         (lambda text: text + "<<<<<<< ours" + "," * (text.splitlines()[0].count(",")), r"line 3: numerics_version"),
         (lambda text: text.replace(",0.4,", ",x,"), r"summary\.csv: column initial_accuracy: .*'x'"),
-        (lambda text: "", r"summary\.csv: not a csv file"),
+        (lambda text: "", r"summary\.csv: column run_id is missing"),
+        (lambda text: text + "<<<<<<< ours\n", r"line 3: not as many cells as columns"),
     ],
 )
 def test_a_damaged_csv_is_the_users_to_mend(make_run, folder, damage, message):

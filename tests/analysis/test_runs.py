@@ -90,6 +90,17 @@ def test_the_setting_is_everything_but_loss_and_seed(make_run):
     assert settings[0] == settings[1] != other
 
 
+def test_a_setting_is_that_of_the_file_whatever_defaults_a_later_version_adds(make_run):
+    run_dir = make_run()
+    before = read_run(run_dir).summary["setting"]
+    data = read_json(run_dir.config)
+    write_json(run_dir.config, data | {"checkpoint": {"every": 1, "keep": 1}, "warmstart_sha256": "ab"})
+    assert read_run(run_dir).summary["setting"] == before
+    del data["metrics"]  # a table that this run's version did not know
+    write_json(run_dir.config, data)
+    assert read_run(run_dir).summary["setting"] != before
+
+
 def test_a_checkpoint_has_no_architecture_of_ours(make_run):
     row = read_run(make_run(changes={"model": {"name": "Qwen/Qwen3-0.6B"}})).summary
     assert (row["model"], row["architecture"]) == ("Qwen/Qwen3-0.6B", "checkpoint")
