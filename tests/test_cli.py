@@ -36,7 +36,7 @@ steps = 3
 updates_per_batch = 2
 [eval]
 every = 1
-problems = 16
+problems = 8
 [sweep]
 seed = [0]
 precision = ["fp32", "fp8_rollout"]
@@ -157,7 +157,7 @@ def test_real_gsm8k_rows_go_through_the_whole_loop(tmp_path):
         (["run", "quickstart", "--set", "model.name=nanoo"], "model.name: 'nanoo' is no size"),
         (
             ["run", "gsm8k_pipeline", "--set", "task.path='absent.parquet'"],
-            "task.path: absent.parquet",
+            "task.path: there is no file absent.parquet",
         ),
         (["report", "absent"], "absent"),
         (["status", "absent"], "absent: no runs here"),

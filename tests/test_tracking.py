@@ -85,3 +85,26 @@ def test_a_store_that_fails_warns_once_and_the_gap_is_replayed(uri, experiment):
     assert len(warned) == 1
     assert Tracker(folder, uri).finish()
     assert len(history(uri, folder)[2]) == 3
+
+
+def test_a_store_that_was_deleted_is_filled_again(tmp_path, experiment):
+    folder, _ = experiment
+    first, second = (f"sqlite:///{tmp_path / name}" for name in ("store.db", "moved.db"))
+    ExperimentSync(folder, first).sync()
+    (tmp_path / "store.db").rename(tmp_path / "moved.db")
+    assert ExperimentSync(folder, first).sync() == 3  # a new, empty store under the old name
+    assert len(history(first, folder)[2]) == 3
+    assert ExperimentSync(folder, second).sync() == 3  # another store has its own cursors
+
+
+def test_a_failure_while_describing_a_run_makes_no_second_one(uri, experiment, monkeypatch):
+    folder, _ = experiment
+    sync = ExperimentSync(folder, uri)
+    monkeypatch.setattr(sync.client, "log_artifact", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    for _ in range(2):
+        with pytest.raises(OSError, match="disk full"):
+            sync.sync()
+    assert ExperimentSync(folder, uri).sync() == 3
+    client, child, _ = history(uri, folder)
+    experiment_id = client.get_run(child).info.experiment_id
+    assert len(client.search_runs([experiment_id])) == 2  # the parent and one child

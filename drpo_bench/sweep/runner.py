@@ -114,7 +114,7 @@ def settle(worker: Worker, out: Path) -> State:
     worker.process.join()
     status = run_dir.status()
     if status["state"] not in DONE:
-        step = status.get("step", 0)
+        step = 0 if "phase" in status else status.get("step", 0)  # before the first batch, steps are the warm start's
         reason = failure_reason(run_dir, worker.process.exitcode)
         run_dir.set_status("failed", step=step, steps=worker.run.train.steps, reason=reason)
     state: State = run_dir.status()["state"]
