@@ -17,7 +17,7 @@ from drpo_bench.batching import PaddedBatch, pad_rollouts
 from drpo_bench.config import RunConfig, canonical
 from drpo_bench.evaluate import accuracy
 from drpo_bench.models import build_model, response_logits, save_model, wrap_tokenizer
-from drpo_bench.records import append_record, write_json
+from drpo_bench.records import append_record, write_json, write_text
 from drpo_bench.rollout.engine import Sampling
 from drpo_bench.rollout.torch_engine import TorchEngine
 from drpo_bench.tasks import Task, distinct_problems, make_task
@@ -26,6 +26,10 @@ from drpo_bench.types import Rollout
 
 HELD_OUT_SEED = -1  # of the problems that decide when to stop, from the train split; no run has this seed
 Report = Callable[[int, float], None]  # (step, sampled accuracy so far)
+
+
+class TargetMissed(RuntimeError):
+    """The warm start did not reach its target; trained again it would not reach it again."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,25 @@ def ensure_warmstart(config: RunConfig, cache: Path, report: Report) -> Warmstar
     """The warm start of a run, trained now unless the cache has it.
 
     Safe when several workers want it at once: one trains under a lock, the others wait. Raises
-    RuntimeError if the target accuracy is not reached within max_steps.
+    TargetMissed if the target accuracy is not reached within max_steps; that is remembered too.
     """
     from filelock import FileLock
 
     directory = cache / config.warmstart_key()
     cache.mkdir(parents=True, exist_ok=True)
+    failure = directory.with_suffix(".missed")
     with FileLock(f"{directory}.lock"):
+        if failure.exists():
+            raise TargetMissed(failure.read_text())
         if not directory.exists():
             unfinished = directory.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()
-            train_warmstart(config, unfinished, report)
+            try:
+                train_warmstart(config, unfinished, report)
+            except TargetMissed as error:
+                write_text(failure, str(error))
+                raise
             os.replace(unfinished, directory)
     weights = (directory / "model.safetensors").read_bytes()
     return Warmstart(directory, hashlib.sha256(weights).hexdigest())
@@ -89,7 +100,7 @@ def train_warmstart(config: RunConfig, directory: Path, report: Report) -> None:
                 break
         report(step, reached)
     else:
-        raise RuntimeError(
+        raise TargetMissed(
             f"warmstart.target: sampled accuracy reached {reached:.3f} of {settings.target} "
             f"in warmstart.max_steps = {settings.max_steps}"
         )

@@ -87,14 +87,24 @@ def test_a_store_that_fails_warns_once_and_the_gap_is_replayed(uri, experiment):
     assert len(history(uri, folder)[2]) == 3
 
 
-def test_a_store_that_was_deleted_is_filled_again(tmp_path, experiment):
+def test_a_store_that_lost_the_runs_is_filled_again(uri, experiment):
+    folder, run_dir = experiment
+    ExperimentSync(folder, uri).sync()
+    for path in (folder / "mlflow.json", run_dir.path / "mlflow.json"):  # as after deleting mlflow.db
+        text = path.read_text()
+        known = json.loads(text)
+        lost = {known.get("parent_run_id"), known.get("run_id")} - {None}
+        path.write_text(text.replace(lost.pop(), "0" * 32))
+    assert ExperimentSync(folder, uri).sync() == 3
+    assert len(history(uri, folder)[2]) == 3
+
+
+def test_another_store_has_cursors_of_its_own(uri, experiment, tmp_path):
     folder, _ = experiment
-    first, second = (f"sqlite:///{tmp_path / name}" for name in ("store.db", "moved.db"))
-    ExperimentSync(folder, first).sync()
-    (tmp_path / "store.db").rename(tmp_path / "moved.db")
-    assert ExperimentSync(folder, first).sync() == 3  # a new, empty store under the old name
-    assert len(history(first, folder)[2]) == 3
-    assert ExperimentSync(folder, second).sync() == 3  # another store has its own cursors
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    assert ExperimentSync(folder, uri).sync() == 3
+    assert ExperimentSync(folder, other).sync() == 3
+    assert len(history(other, folder)[2]) == 3
 
 
 def test_a_failure_while_describing_a_run_makes_no_second_one(uri, experiment, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -251,7 +250,8 @@ def test_warm_start_that_misses_its_target_is_an_error_and_leaves_no_cache(tiny_
     with pytest.raises(RuntimeError, match=r"warmstart\.target: sampled accuracy reached"):
         ensure_warmstart(config, tmp_path, lambda step, accuracy: None)
     assert not (tmp_path / config.warmstart_key()).exists()
-    shutil.rmtree(tmp_path)
+    with pytest.raises(RuntimeError, match=r"warmstart\.target: sampled accuracy reached"):
+        ensure_warmstart(config, tmp_path, lambda step, accuracy: 1 / 0)  # remembered, not trained again
 
 
 def test_policy_shares_weights_in_fp32_and_not_below(tiny_config, tmp_path, warmstart_cache):
