@@ -16,8 +16,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: importing rich would take a third of its time
 )
-losses_app = typer.Typer(help="The registry of losses.", no_args_is_help=True)
+losses_app = typer.Typer(help="The registry of losses.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(losses_app, name="losses")
 
 OutOption = Annotated[Path, typer.Option("--out", help="Results directory.")]
