@@ -13,6 +13,7 @@ def group_advantages(rewards: Tensor, kind: str) -> Tensor:
 
     - `mean`: R - mean(R); Dr. GRPO, DPPO and DRPO.
     - `group_std`: (R - mean) / (std + 1e-6), unbiased std; GRPO (arXiv 2402.03300).
+    - `batch_std`: (R - mean) / (std + 1e-6), std of all rewards of the batch; TRL's `scale_rewards="batch"`.
     - `rloo`: R minus the mean of the *other* rewards, G / (G - 1) times `mean`; arXiv 2402.14740.
     - `none`: R.
 
@@ -24,6 +25,8 @@ def group_advantages(rewards: Tensor, kind: str) -> Tensor:
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     if kind == "group_std":
         centred = centred / (rewards.std(dim=1, keepdim=True) + STD_EPSILON)
+    elif kind == "batch_std":
+        centred = centred / (rewards.std() + STD_EPSILON)
     elif kind == "rloo":
         group_size = rewards.shape[1]
         centred = centred * group_size / (group_size - 1)

@@ -15,8 +15,8 @@ from drpo_bench.batching import micro_batches
 from drpo_bench.config import SIZES, ModelConfig
 from drpo_bench.environment import cpu_name
 from drpo_bench.errors import UserError, did_you_mean
-from drpo_bench.models import Policy, build_model, response_logits
-from drpo_bench.ops import token_logprobs
+from drpo_bench.head import score_tokens
+from drpo_bench.models import Policy, build_model, response_hidden
 from drpo_bench.precision_configs import ALIASES, PRESETS, PrecisionConfig
 from drpo_bench.rollout.engine import Sampling, sample_seeds
 from drpo_bench.rollout.torch_engine import TorchEngine
@@ -55,8 +55,8 @@ def report(size: str, threads: int, precision: PrecisionConfig, repeats: int) ->
 
     def update() -> None:
         for batch in micro_batches(rollouts, range(len(rollouts)), 16384, device):
-            logits = response_logits(policy.model, batch.input_ids, batch.gather)
-            token_logprobs(logits, batch.targets, 1.0).mean().backward()
+            hidden = response_hidden(policy.model, batch.input_ids, batch.gather)
+            score_tokens(policy.model, hidden, batch.targets, 1.0).logprobs.mean().backward()
             policy.gather_gradients()
 
     left, right = torch.randn(MATMUL[0], MATMUL[1]), torch.randn(MATMUL[1], MATMUL[2])

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from drpo_bench.rollout.batch import RolloutBatch
 from drpo_bench.text import TextCodec
 from drpo_bench.types import Rollout
 
+TOPK_FIELDS = ("topk_ids", "topk_mu_logprobs")  # of rollouts, where the loss asks for them
 STATE_FILE = "state.json"  # written last: a directory without it is no checkpoint
 
 
@@ -103,6 +105,10 @@ def _pack_queue(queue: Sequence[RolloutBatch]) -> tuple[dict[str, Tensor], list[
         tensors[f"{number}.rewards"] = batch.rewards
         if batch.old_logprobs is not None:
             tensors[f"{number}.old_logprobs"] = batch.old_logprobs
+        for name in TOPK_FIELDS:
+            parts = [value for rollout in batch.rollouts if (value := getattr(rollout, name)) is not None]
+            if parts:
+                tensors[f"{number}.{name}"] = torch.cat(parts)
         rows = [
             [r.group, list(r.prompt_ids), list(r.response_ids), r.truncated, r.policy_version] for r in batch.rollouts
         ]
@@ -115,9 +121,13 @@ def _unpack_queue(tensors: dict[str, Tensor], states: list[dict[str, Any]]) -> l
     for number, state in enumerate(states):
         lengths = [len(row[2]) for row in state["rollouts"]]
         logprobs = tensors[f"{number}.mu_logprobs"].split(lengths)
+        stored = [tensors[key].split(lengths) for name in TOPK_FIELDS if (key := f"{number}.{name}") in tensors]
+        topk = list(zip(*stored, strict=True)) or [()] * len(lengths)
         rollouts = [
-            Rollout(group, tuple(prompt), tuple(response), mu.clone(), truncated, version)
-            for (group, prompt, response, truncated, version), mu in zip(state["rollouts"], logprobs, strict=True)
+            Rollout(group, tuple(prompt), tuple(response), mu.clone(), truncated, version, *map(torch.clone, likeliest))
+            for (group, prompt, response, truncated, version), mu, likeliest in zip(
+                state["rollouts"], logprobs, topk, strict=True
+            )
         ]
         old = tensors.get(f"{number}.old_logprobs")
         queue.append(RolloutBatch(state["step"], rollouts, tensors[f"{number}.rewards"], state["metrics"], old))

@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from drpo_bench.loss_configs import DRPOConfig, LossConfig, Number
+from drpo_bench.correction_configs import CorrectionConfig, NoCorrection
+from drpo_bench.loss_configs import AnchorName, DRPOConfig, LossConfig, Number
+from drpo_bench.loss_presets import apply_preset
 from drpo_bench.precision_configs import PrecisionConfig
 from drpo_bench.task_configs import ArithmeticConfig, Frozen, TaskConfig
 
@@ -57,6 +59,14 @@ class RolloutConfig(Frozen):
     temperature: float = Field(default=1.0, gt=0, description="Logits are divided by it, in engine and trainer.")
     top_p: float = Field(default=1.0, description="Only 1: below it the sampler renormalises mu.")
     lag: int = Field(default=0, ge=0, description="Batches between sampling and training on it.")
+    dynamic_sampling: bool = Field(
+        default=False, description="Replace groups that are all right or all wrong by further problems (DAPO)."
+    )
+    max_sampling_rounds: int = Field(
+        default=4,
+        ge=1,
+        description="Rounds of dynamic sampling; what is missing then is filled with such groups.",
+    )
 
     @field_validator("top_p")
     @classmethod
@@ -79,10 +89,12 @@ class TrainConfig(Frozen):
     aggregation: Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean", "seq_mean_token_sum_norm"] = Field(
         default="token_mean", description="How token losses become one number."
     )
-    advantage: Literal["mean", "group_std", "rloo", "none"] = Field(
+    advantage: Literal["mean", "group_std", "batch_std", "rloo", "none"] = Field(
         default="mean", description="How rewards become advantages, within each group."
     )
-    anchor: Literal["mu", "old", "prox"] = Field(default="mu", description="The ratio's denominator.")
+    anchor: AnchorName = Field(default="mu", description="The ratio's denominator.")
+    kl_coef: float = Field(default=0.0, ge=0, description="Of KL(pi || ref) by k3, ref being the initial policy.")
+    entropy_coef: float = Field(default=0.0, ge=0, description="Of the policy's entropy, which is then maximised.")
     horizon: int | None = Field(
         default=None, ge=1, description="Norm of seq_mean_token_sum_norm; rollout.max_new_tokens by default."
     )
@@ -142,11 +154,30 @@ class RunConfig(Frozen):
     rollout: RolloutConfig = RolloutConfig()
     precision: PrecisionConfig = PrecisionConfig()
     loss: LossConfig = DRPOConfig()
+    correction: CorrectionConfig = NoCorrection()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     metrics: MetricsConfig = MetricsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_written_out(cls, data: Any) -> Any:
+        return apply_preset(data) if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _correction_fits(self) -> RunConfig:
+        if problem := self.correction.misfit(self.loss.id, self.loss, self.train.anchor):
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _overlong_buffer_fits(self) -> RunConfig:
+        buffer, longest = self.task.overlong_buffer, self.rollout.max_new_tokens
+        if buffer is not None and buffer > longest:
+            raise ValueError(f"task.overlong_buffer ({buffer}) is above rollout.max_new_tokens ({longest})")
+        return self
 
     @model_validator(mode="after")
     def _groups_fill_minibatches(self) -> RunConfig:
@@ -159,8 +190,9 @@ class RunConfig(Frozen):
 
     def identity(self) -> dict[str, Any]:
         """The fields that determine the result, as canonical data."""
-        unused = set() if self.model.from_scratch else {"warmstart"}
-        data = canonical(self.model_dump(exclude={"experiment", "checkpoint", *unused}))
+        unused: dict[str, Any] = {} if self.model.from_scratch else {"warmstart": True}
+        unused |= {"experiment": True, "checkpoint": True, "loss": {"preset"}}  # a preset is written out
+        data = canonical(self.model_dump(exclude=unused))
         assert isinstance(data, dict)
         return data | {"schema_version": SCHEMA_VERSION}
 
@@ -171,9 +203,30 @@ class RunConfig(Frozen):
         model = re.sub(r"[^A-Za-z0-9.]+", "_", PurePath(self.model.name).name)
         return f"{model}-{self.precision.name}-{self.loss.id}-s{self.seed}-{digest}"
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Which sets of logprobs the updates read beyond mu's: old, prox, ref, topk."""
+        anchor = frozenset({self.train.anchor} - {"mu"})
+        return self.loss.needs | anchor | (frozenset({"ref"}) if self.train.kl_coef else frozenset())
+
+    def warnings(self) -> list[str]:
+        """What a user should know about this run before it starts, one line each."""
+        found = self.loss.warnings()
+        on_policy = self.train.updates_per_batch == 1 and (
+            self.train.anchor == "prox" or (self.train.anchor == "old" and self.rollout.lag == 0)
+        )
+        if on_policy and self.loss.corrects:
+            found.append(
+                f"train.anchor = {self.train.anchor!r} with one update a batch: the ratio is 1 at every update, so "
+                f"{self.loss.id} is the plain policy gradient"
+            )
+        return found
+
     def warmstart_key(self) -> str:
         """Content hash of what determines the warm start: not the loss, precision, rollout or training."""
-        fields = self.model_dump(include={"seed", "model", "task", "warmstart", "runtime"})
+        rewards = {"overlong_penalty", "overlong_buffer"}
+        fields = self.model_dump(include={"seed", "model", "warmstart", "runtime"})
+        fields["task"] = self.task.model_dump(exclude=rewards)
         return content_hash(canonical(fields) | {"numerics_version": NUMERICS_VERSION})[:16]
 
 

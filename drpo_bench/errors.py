@@ -24,7 +24,7 @@ def explain(error: ValidationError, source: str, root: type[BaseModel]) -> UserE
     """The first problem of a pydantic error as one line: `source: field: what is wrong`."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
-    field = ".".join(_without_tags(location)) or "the file"
+    field = ".".join(_without_tags(location))
     kind, context = first["type"], first.get("ctx", {})
     if kind == "extra_forbidden":
         message = "unknown field" + did_you_mean(location[-1], _siblings(root, location))
@@ -42,12 +42,12 @@ def explain(error: ValidationError, source: str, root: type[BaseModel]) -> UserE
         message = "is missing"
     else:
         message = f"is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    return UserError(f"{source}: {field}: {message}")
+    return UserError(": ".join(part for part in (source, field, message) if part))
 
 
 def _without_tags(location: list[str]) -> list[str]:
     """pydantic puts a union's tag into the location (`loss.drpo.delta`); a file has no such level."""
-    tagged = len(location) > 2 and location[0] in ("loss", "task")
+    tagged = len(location) > 2 and location[0] in ("loss", "task", "correction")
     return location[:1] + location[2:] if tagged else location
 
 

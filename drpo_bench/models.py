@@ -78,14 +78,19 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, direc
     tokenizer.save_pretrained(directory)
 
 
-def response_logits(model: PreTrainedModel, input_ids: Tensor, gather: Tensor) -> Tensor:
-    """float32 logits [N, V] at the flattened positions `gather` of right-padded `input_ids` [B, T].
+def response_hidden(model: PreTrainedModel, input_ids: Tensor, gather: Tensor) -> Tensor:
+    """What the head reads, [N, H], at the flattened positions `gather` of right-padded `input_ids` [B, T].
 
-    Only the positions asked for reach the head. No attention mask: padding stands on the right,
+    Only the positions asked for will reach the head. No attention mask: padding stands on the right,
     where causal attention never looks.
     """
     hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-    return head_logits(model, hidden.flatten(0, 1)[gather])
+    return hidden.flatten(0, 1)[gather]  # type: ignore[no-any-return]
+
+
+def response_logits(model: PreTrainedModel, input_ids: Tensor, gather: Tensor) -> Tensor:
+    """float32 logits [N, V] at the flattened positions `gather` of right-padded `input_ids` [B, T]."""
+    return head_logits(model, response_hidden(model, input_ids, gather))
 
 
 def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:

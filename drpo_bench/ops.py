@@ -5,27 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor:
-    """log softmax(logits / temperature) at `token_ids`.
-
-    logits [N, V] of any float dtype, token_ids [N]; returns float32 [N] (float64 for float64 logits).
-    """
-    scaled = scale_logits(logits, temperature)
-    chosen = scaled.gather(-1, token_ids[:, None]).squeeze(-1)
-    return chosen - scaled.logsumexp(-1)
+TINY = 1e-12  # least probability of a complement: 1 - p of a p that rounds to 1
 
 
 def scale_logits(logits: Tensor, temperature: float) -> Tensor:
     """Logits at the sampling temperature, in float32 or wider. The one place that divides by it."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return wide if temperature == 1.0 else wide / temperature
-
-
-def token_entropy(logits: Tensor, temperature: float) -> Tensor:
-    """Entropy in nats of softmax(logits / temperature); [N, V] -> [N]."""
-    log_probs = scale_logits(logits, temperature).log_softmax(-1)
-    return -(log_probs.exp() * log_probs).sum(-1)
 
 
 def kl_k1(x: Tensor, m: Tensor) -> Tensor:
@@ -41,3 +27,35 @@ def kl_k3(x: Tensor, m: Tensor) -> Tensor:
 def probability_shift(x: Tensor, m: Tensor) -> Tensor:
     """pi - mu of the sampled token, the binary total variation with its sign."""
     return x.exp() - m.exp()
+
+
+def binary_kl(x: Tensor, m: Tensor) -> Tensor:
+    """KL(mu || pi) of two outcomes, the sampled token or any other, from its logprobs x = log pi and m = log mu; [N].
+
+    Exact, not an estimate. In float64: near p = 1 the difference of two float32 numbers would be noise.
+    """
+    x, m = x.double(), m.double()
+    log_other_pi = (-torch.expm1(x)).clamp(min=TINY).log()
+    log_other_mu = (-torch.expm1(m)).clamp(min=TINY).log()
+    return m.exp() * (m - x) + (1 - m.exp()) * (log_other_mu - log_other_pi)
+
+
+def topk_tv(pi: Tensor, mu: Tensor) -> Tensor:
+    """Total variation over K listed tokens and one bucket for all others: 1/2 sum |pi - mu|, float64 [N].
+
+    pi, mu: logprobs [N, K] of the same tokens, -inf in both where there is none. A lower bound of the full one.
+    """
+    p, u = pi.double().exp(), mu.double().exp()
+    return 0.5 * ((p - u).abs().sum(1) + (p.sum(1) - u.sum(1)).abs())
+
+
+def topk_kl(pi: Tensor, mu: Tensor) -> Tensor:
+    """KL(mu || pi) over K listed tokens and one bucket for all others: sum mu log(mu / pi), float64 [N].
+
+    pi, mu: logprobs [N, K] of the same tokens, -inf in both where there is none. A lower bound of the full one.
+    """
+    pi, mu = pi.double(), mu.double()
+    p, u = pi.exp(), mu.exp()
+    listed = torch.where(mu == -torch.inf, 0.0, u * (mu - pi)).sum(1)
+    rest_p, rest_u = ((1 - q.sum(1)).clamp(min=TINY) for q in (p, u))
+    return listed + rest_u * (rest_u / rest_p).log()

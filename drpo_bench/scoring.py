@@ -1,4 +1,4 @@
-"""Logprobs of given response tokens under the trainer's model, without gradient."""
+"""What a model says of given response tokens, without gradient."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from drpo_bench.batching import micro_batches
-from drpo_bench.models import Policy, response_logits
-from drpo_bench.ops import token_entropy, token_logprobs
+from drpo_bench.head import score_tokens
+from drpo_bench.models import Policy, response_hidden
 from drpo_bench.types import Rollout
 
 
@@ -19,8 +19,10 @@ def score(policy: Policy, rollouts: Sequence[Rollout], temperature: float, max_t
     total = sum(len(rollout.response_ids) for rollout in rollouts)
     logprobs, entropy = torch.empty(total), torch.empty(total)
     for batch in micro_batches(rollouts, range(len(rollouts)), max_tokens, policy.device):
-        logits = response_logits(policy.model, batch.input_ids, batch.gather)
+        hidden = response_hidden(policy.model, batch.input_ids, batch.gather)
+        scores = score_tokens(policy.model, hidden, batch.targets, temperature, entropy=True)
+        assert scores.entropy is not None
         where = batch.flat.cpu()
-        logprobs[where] = token_logprobs(logits, batch.targets, temperature).cpu()
-        entropy[where] = token_entropy(logits, temperature).cpu()
+        logprobs[where] = scores.logprobs.cpu()
+        entropy[where] = scores.entropy.cpu()
     return logprobs, entropy

@@ -13,7 +13,20 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class ArithmeticConfig(Frozen):
+class TaskBase(Frozen):
+    """What every task can do to its rewards."""
+
+    overlong_penalty: float = Field(
+        default=0.0, ge=0, description="Largest deduction for length (DAPO): grows linearly over the buffer."
+    )
+    overlong_buffer: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens before max_new_tokens where it starts; a fifth of it by default.",
+    )
+
+
+class ArithmeticConfig(TaskBase):
     """Chains and nested expressions of small integers, e.g. `12+34-(7+5)=`."""
 
     name: Literal["arithmetic"] = "arithmetic"
@@ -35,7 +48,7 @@ class ArithmeticConfig(Frozen):
         return self
 
 
-class WordProblemsConfig(Frozen):
+class WordProblemsConfig(TaskBase):
     """Synthetic grade-school word problems with a long-tailed vocabulary."""
 
     name: Literal["word_problems"] = "word_problems"
@@ -51,7 +64,7 @@ class WordProblemsConfig(Frozen):
         return self
 
 
-class Gsm8kConfig(Frozen):
+class Gsm8kConfig(TaskBase):
     """The real GSM8K, from the hub or from local parquet files."""
 
     name: Literal["gsm8k"] = "gsm8k"

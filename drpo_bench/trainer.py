@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,24 +14,25 @@ import torch
 
 from drpo_bench.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
 from drpo_bench.collapse import CollapseDetector
+from drpo_bench.collect import Collector
 from drpo_bench.config import NUMERICS_VERSION, SCHEMA_VERSION, RunConfig, canonical
 from drpo_bench.environment import describe_environment
-from drpo_bench.evaluate import Evaluator, grade
+from drpo_bench.evaluate import Evaluator
 from drpo_bench.losses import make_loss
-from drpo_bench.metrics import divergence_metrics, offpolicy_metrics, rollout_metrics
+from drpo_bench.metrics import divergence_metrics, offpolicy_metrics
 from drpo_bench.models import Policy
 from drpo_bench.models import load_checkpoint as load_pretrained
+from drpo_bench.ops import kl_k3
 from drpo_bench.optim import NonFinite, Optimizer
 from drpo_bench.records import RunDir, append_record, read_json, sync_file, truncate_records, write_json
 from drpo_bench.rollout.alarm import check_mismatch
 from drpo_bench.rollout.batch import RolloutBatch, RolloutQueue
-from drpo_bench.rollout.engine import Sampling, sample_seeds
+from drpo_bench.rollout.engine import sample_seeds
 from drpo_bench.rollout.torch_engine import TorchEngine
 from drpo_bench.scoring import score
 from drpo_bench.tasks import make_task
 from drpo_bench.text import TextCodec
-from drpo_bench.types import Rollout
-from drpo_bench.update import flatten, update_policy
+from drpo_bench.update import Updater, flatten
 from drpo_bench.warmstart import ensure_warmstart
 
 SAMPLES_KEPT = 4  # rollouts written to samples.jsonl at each evaluation
@@ -57,12 +59,15 @@ class Trainer:
         model, tokenizer = load_pretrained(source)
         self.task, self.codec = make_task(config.task), TextCodec(tokenizer)
         self.engine = TorchEngine(model, config.precision.rollout, self.device)
+        self.reference: Policy | None = None  # the initial policy, where the loss is penalised for leaving it
+        if "ref" in config.needs:
+            self.reference = Policy(copy.deepcopy(model), config.precision.trainer, self.device)
         self.policy = Policy(model, config.precision.trainer, self.device)
         self.optimizer = Optimizer(self.policy, config.train)
         params = config.loss.model_dump(exclude={"id"})
-        self.loss = make_loss(config.loss.id, config.train.anchor, **params)
+        self.loss = make_loss(config.loss.id, config.train.anchor, config.correction, **params)
+        self.collector = Collector(config, self.task, self.codec, self.engine, self.timed)
         rollout = config.rollout
-        self.sampling = Sampling(rollout.temperature, rollout.max_new_tokens, self.codec.stop_ids)
         self.evaluator = Evaluator(
             self.task, self.codec, config.eval.problems, rollout.max_new_tokens, config.eval.greedy
         )
@@ -102,27 +107,9 @@ class Trainer:
     def generate(self, number: int) -> RolloutBatch:
         """Sample and grade rollout batch `number` with the current weights; measure the mismatch."""
         config = self.config
-        count, group_size = config.rollout.problems_per_batch, config.rollout.group_size
-        problems = [self.task.problem("train", config.seed, number * count + i) for i in range(count)]
-        prompts = self.codec.encode([problem.prompt for problem in problems])
-        seeds = sample_seeds(config.seed, "train", number, count, group_size)
-        with self.timed("rollout"):
-            self.engine.load_weights(self.policy.master)
-            groups = self.engine.generate(prompts, group_size, seeds, self.sampling)
-        with self.timed("grading"):
-            verdicts = grade(self.task, self.codec, problems, groups)
-        rollouts = [
-            Rollout(index, prompts[index], r.token_ids, r.logprobs, r.truncated, policy_version=self.step)
-            for index, group in enumerate(groups)
-            for r in group
-        ]
-        self.sampled_tokens += sum(len(rollout.response_ids) for rollout in rollouts)
-        rewards = torch.tensor([[verdict.reward for verdict in row] for row in verdicts])
-        batch = RolloutBatch(number, rollouts, rewards, rollout_metrics(rollouts, rewards))
-        statuses = [verdict.status for row in verdicts for verdict in row]
-        for status in ("correct", "wrong", "unparsable"):
-            batch.metrics[f"grading/{status}_frac"] = statuses.count(status) / len(statuses)
-        if self.is_measured(number) or config.train.anchor == "old":
+        batch = self.collector.collect(number, self.policy, version=self.step)
+        self.sampled_tokens += sum(batch.lengths)
+        if self.is_measured(number) or "old" in config.needs:
             with self.timed("mismatch"):
                 batch.old_logprobs, _ = self.score(batch)
             mismatch = divergence_metrics("mismatch", batch.old_logprobs, batch.mu_logprobs, batch.lengths)
@@ -133,28 +120,33 @@ class Trainer:
     def train_on(self, batch: RolloutBatch) -> dict[str, float]:
         """The updates of one batch, with what is measured before and after them. Raises NonFinite."""
         config, record = self.config, dict(batch.metrics)
-        measured, prox_logprobs = self.is_measured(batch.step), None
-        if measured or config.train.anchor == "prox":
+        measured, prox_logprobs, ref_logprobs = self.is_measured(batch.step), None, None
+        if measured or "prox" in config.needs:
             with self.timed("staleness"):
                 prox_logprobs, entropy = self.score(batch)
             record["policy/entropy"] = float(entropy.double().mean())
-        flat = flatten(batch, config.train.advantage, prox_logprobs, self.device)
+        if self.reference is not None:
+            with self.timed("reference"):
+                ref_logprobs, _ = self.score(batch, self.reference)
+        flat = flatten(batch, config.train.advantage, self.device, prox_logprobs, ref_logprobs)
         with self.timed("update"):
-            record |= update_policy(self.policy, self.optimizer, self.loss, batch, flat, config)
+            record |= Updater(self.policy, self.optimizer, self.loss, batch, flat, config).run()
         if measured:
             assert prox_logprobs is not None and batch.old_logprobs is not None
             with self.timed("drift"):
                 after, _ = self.score(batch)
+            if ref_logprobs is not None:
+                record["reference/k3"] = float(kl_k3(ref_logprobs.double(), after.double()).mean())
             mu, lengths = batch.mu_logprobs, batch.lengths
             record |= divergence_metrics("staleness", prox_logprobs, batch.old_logprobs, lengths)
             record |= divergence_metrics("drift", after, prox_logprobs, lengths)
             record |= offpolicy_metrics(after, mu, flat.advantages.cpu(), lengths)
         return record
 
-    def score(self, batch: RolloutBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logprobs, entropy) [N] of the batch under the current policy."""
+    def score(self, batch: RolloutBatch, policy: Policy | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logprobs, entropy) [N] of the batch under the current policy, or another."""
         config = self.config
-        return score(self.policy, batch.rollouts, config.rollout.temperature, config.train.microbatch_tokens)
+        return score(policy or self.policy, batch.rollouts, config.rollout.temperature, config.train.microbatch_tokens)
 
     def is_measured(self, number: int) -> bool:
         """Whether mismatch, staleness and drift of batch `number` are measured; the first always is."""
@@ -260,7 +252,7 @@ class Trainer:
         count = min(4, len(self.evaluator.problems))
         prompts = self.codec.encode([problem.prompt for problem in self.evaluator.problems[:count]])
         seeds = sample_seeds(self.config.seed, "probe", 0, count, 2)
-        first, second = (self.engine.generate(prompts, 2, seeds, self.sampling) for _ in range(2))
+        first, second = (self.engine.generate(prompts, 2, seeds, self.collector.sampling) for _ in range(2))
         pairs = [pair for groups in zip(first, second, strict=True) for pair in zip(*groups, strict=True)]
         return all(a.token_ids == b.token_ids and torch.equal(a.logprobs, b.logprobs) for a, b in pairs)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 Anchor = Literal["mu", "old", "prox"]
 LOG_RATIO_LIMIT = 20.0  # log-ratios are clamped here before exp, as in the published code
@@ -25,13 +27,16 @@ class Rollout:
     mu_logprobs: Tensor
     truncated: bool
     policy_version: int  # number of batches the sampling weights had been trained on
+    topk_ids: Tensor | None = None  # [n, K] int64, mu's likeliest tokens at each position, if asked for
+    topk_mu_logprobs: Tensor | None = None  # [n, K] float32, theirs
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The response tokens of a minibatch, flattened: no prompt, no padding, everything `[N]`.
+    """The response tokens of a micro-batch, flattened: no prompt, no padding, everything `[N]`.
 
-    Logprobs are float32 or wider. `logprobs` (pi) carries the gradient, everything else is constant.
+    Rollouts are whole and stand one after the other. Logprobs are float32 or wider. `logprobs` (pi) carries
+    the gradient, everything else is constant.
     """
 
     logprobs: Tensor
@@ -42,22 +47,53 @@ class Tokens:
     old_logprobs: Tensor | None = None  # trainer, sampling weights
     prox_logprobs: Tensor | None = None  # trainer, start of the batch's updates
     ref_logprobs: Tensor | None = None  # a frozen reference model
-    topk_mu_logprobs: Tensor | None = None  # [N, K+1], the last column is the sampled token
-    topk_logprobs: Tensor | None = None  # [N, K+1], no gradient
+    topk_mu_logprobs: Tensor | None = None  # [N, K+1], the last column is the sampled token, -inf if among the K
+    topk_logprobs: Tensor | None = None  # [N, K+1] of the same ids, no gradient
+    selected: Tensor | None = None  # bool, what a loss of minibatch scope chose from the whole minibatch
     anchor: Anchor = "mu"
+
+    def logprobs_of(self, policy: Anchor) -> Tensor:
+        """Constant logprobs of the sampled tokens under mu, old or prox. Raises ValueError if they are missing."""
+        logprobs = {"mu": self.mu_logprobs, "old": self.old_logprobs, "prox": self.prox_logprobs}[policy]
+        if logprobs is None:
+            raise ValueError(f"{policy}_logprobs are needed as anchor (train.anchor or loss.mask_anchor), None given")
+        return logprobs
 
     @property
     def anchor_logprobs(self) -> Tensor:
         """Logprobs of the ratio's denominator: the behaviour policy mu unless `anchor` says otherwise."""
-        logprobs = {"mu": self.mu_logprobs, "old": self.old_logprobs, "prox": self.prox_logprobs}[self.anchor]
-        if logprobs is None:
-            raise ValueError(f"train.anchor = {self.anchor!r} needs {self.anchor}_logprobs, which were not computed")
-        return logprobs
+        return self.logprobs_of(self.anchor)
 
-    def log_ratio(self) -> Tensor:
-        """log(pi / anchor), clamped to +-20."""
-        return (self.logprobs - self.anchor_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    def log_ratio(self, policy: Anchor | None = None) -> Tensor:
+        """log(pi / anchor), or over another policy, clamped to +-20."""
+        denominator = self.logprobs_of(policy or self.anchor)
+        return (self.logprobs - denominator).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 
-    def ratio(self) -> Tensor:
-        """pi / anchor; differentiable in `logprobs`."""
-        return self.log_ratio().exp()
+    def ratio(self, policy: Anchor | None = None) -> Tensor:
+        """pi / anchor, or over another policy; differentiable in `logprobs`."""
+        return self.log_ratio(policy).exp()
+
+    def shift(self, policy: Anchor | None = None) -> Tensor:
+        """pi - anchor of the sampled token's probability, without gradient: the binary total variation, signed."""
+        return self.logprobs.detach().exp() - self.logprobs_of(policy or self.anchor).exp()
+
+    def lengths(self) -> list[int]:
+        """Response tokens of each rollout, in order."""
+        counts: list[int] = self.rollout_index.unique_consecutive(return_counts=True)[1].tolist()
+        return counts
+
+    def by_rollout(self, values: Tensor) -> Tensor:
+        """Token values `[N]` as rows of rollouts, padded with 0: `[B, T]`."""
+        return pad_sequence(list(values.split(self.lengths())), batch_first=True)
+
+    def sequence_sum(self, values: Tensor) -> Tensor:
+        """The sum of each rollout's values, repeated on each of its tokens: [N] -> [N].
+
+        Padded rows and not a scatter: its order of additions, and so its last bit, would depend on the run.
+        """
+        lengths = torch.tensor(self.lengths(), device=values.device)
+        return self.by_rollout(values).sum(1).repeat_interleave(lengths)
+
+    def sequence_mean(self, values: Tensor) -> Tensor:
+        """The mean of each rollout's values, repeated on each of its tokens: [N] -> [N]."""
+        return self.sequence_sum(values) / self.sequence_sum(torch.ones_like(values))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +13,11 @@ from torch import Tensor
 from drpo_bench.advantages import group_advantages
 from drpo_bench.batching import PaddedBatch, micro_batches, minibatch_groups, token_weights
 from drpo_bench.config import RunConfig
+from drpo_bench.head import score_tokens
 from drpo_bench.losses import Loss
 from drpo_bench.metrics import weight_metrics
-from drpo_bench.models import Policy, response_logits
-from drpo_bench.ops import token_logprobs
+from drpo_bench.models import Policy, response_hidden
+from drpo_bench.ops import kl_k3
 from drpo_bench.optim import NonFinite, Optimizer, StepResult
 from drpo_bench.rollout.batch import RolloutBatch
 from drpo_bench.types import Tokens
@@ -22,81 +25,139 @@ from drpo_bench.types import Tokens
 
 @dataclass(frozen=True)
 class FlatTokens:
-    """Constant per-token quantities of a whole rollout batch, [N] in the order of its rollouts."""
+    """Constant per-token quantities of a whole rollout batch, [N] or [N, K+1] in the order of its rollouts."""
 
     advantages: Tensor
     mu_logprobs: Tensor
-    old_logprobs: Tensor | None
-    prox_logprobs: Tensor | None
+    old_logprobs: Tensor | None = None
+    prox_logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    topk_ids: Tensor | None = None
+    topk_mu_logprobs: Tensor | None = None
+
+    def at(self, places: Tensor) -> FlatTokens:
+        """The tokens at these places."""
+        present = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return replace(self, **{name: value[places] for name, value in present.items()})
 
 
-def flatten(batch: RolloutBatch, advantage: str, prox_logprobs: Tensor | None, device: torch.device) -> FlatTokens:
+def flatten(
+    batch: RolloutBatch,
+    advantage: str,
+    device: torch.device,
+    prox_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+) -> FlatTokens:
     """Everything the losses read, one value a response token."""
     per_rollout = group_advantages(batch.rewards, advantage).flatten()
     advantages = per_rollout.repeat_interleave(torch.tensor(batch.lengths))
-    old_logprobs = batch.old_logprobs
-    return FlatTokens(
-        advantages=advantages.to(device),
-        mu_logprobs=batch.mu_logprobs.to(device),
-        old_logprobs=None if old_logprobs is None else old_logprobs.to(device),
-        prox_logprobs=None if prox_logprobs is None else prox_logprobs.to(device),
-    )
+    constants = (advantages, batch.mu_logprobs, batch.old_logprobs, prox_logprobs, ref_logprobs)
+    return FlatTokens(*(None if t is None else t.to(device) for t in (*constants, *(batch.topk or (None, None)))))  # type: ignore[arg-type]
 
 
-def update_policy(
-    policy: Policy, optimizer: Optimizer, loss: Loss, batch: RolloutBatch, flat: FlatTokens, config: RunConfig
-) -> dict[str, float]:
-    """All optimizer steps of a rollout batch; returns `update/*` and `optim/*`.
+class Updater:
+    """The updates of one rollout batch; `run` does them all and returns `update/*` and `optim/*`."""
 
-    Minibatches and weights are fixed first. Then tokens with A = 0 are skipped where the loss declares
-    that they have no gradient; a minibatch with nothing left still takes its optimizer step.
-    Raises NonFinite.
-    """
-    train = config.train
-    lengths = torch.tensor(batch.lengths)
-    per_rollout = group_advantages(batch.rewards, train.advantage).flatten()
-    group_size = batch.rewards.shape[1]
-    gradients = torch.zeros_like(flat.mu_logprobs)  # d(-L)/dx of every token, before its weight
-    logprobs = flat.mu_logprobs.clone()  # pi at the moment of each token's update
-    steps: list[StepResult] = []
-    for groups in minibatch_groups(len(batch.rewards), train.updates_per_batch, config.seed, batch.step):
-        members = [group * group_size + sample for group in groups for sample in range(group_size)]
-        horizon = train.horizon or config.rollout.max_new_tokens
-        weights = torch.zeros(len(lengths))
-        weights[members] = token_weights(lengths[members], train.aggregation, horizon)
-        if loss.spec.zero_advantage_zero_gradient:
-            members = [index for index in members if per_rollout[index] != 0]
-        for padded in micro_batches(batch.rollouts, members, train.microbatch_tokens, policy.device):
-            tokens = forward(policy, padded, flat, weights.to(policy.device), config.rollout.temperature)
-            leaf = tokens.logprobs.detach().requires_grad_()
-            losses = loss(replace(tokens, logprobs=leaf))
-            (grad,) = torch.autograd.grad((tokens.weights * losses).sum(), leaf)
-            tokens.logprobs.backward(grad * optimizer.loss_scale)
-            policy.gather_gradients()
-            gradients[padded.flat] = -grad / tokens.weights
-            logprobs[padded.flat] = leaf.detach()
-            if not bool(torch.isfinite(losses).all()):
-                raise NonFinite("loss is not finite")
-        steps.append(optimizer.step())
-    anchor_logprobs = {"mu": flat.mu_logprobs, "old": flat.old_logprobs, "prox": flat.prox_logprobs}[train.anchor]
-    assert anchor_logprobs is not None
-    return weight_metrics(gradients, logprobs, anchor_logprobs, flat.mu_logprobs, flat.advantages) | optim_metrics(
-        steps, train.max_grad_norm, optimizer
-    )
+    def __init__(
+        self, policy: Policy, optimizer: Optimizer, loss: Loss, batch: RolloutBatch, flat: FlatTokens, config: RunConfig
+    ) -> None:
+        self.policy, self.optimizer, self.loss, self.batch, self.flat = policy, optimizer, loss, batch, flat
+        self.config, self.train = config, config.train
+        self.gradients = torch.zeros_like(flat.mu_logprobs)  # d(-L)/dx of every token, before its weight
+        self.logprobs = flat.mu_logprobs.clone()  # pi at the moment of each token's update
+
+    def run(self) -> dict[str, float]:
+        """All optimizer steps. Minibatches and weights are fixed first; then tokens without gradient are skipped.
+
+        A minibatch with nothing left still takes its optimizer step. Raises NonFinite.
+        """
+        batch, train = self.batch, self.train
+        lengths, group_size = torch.tensor(batch.lengths), batch.rewards.shape[1]
+        steps: list[StepResult] = []
+        minibatches = minibatch_groups(len(batch.rewards), train.updates_per_batch, self.config.seed, batch.step)
+        for number, groups in enumerate(minibatches):
+            members = [group * group_size + sample for group in groups for sample in range(group_size)]
+            horizon = train.horizon or self.config.rollout.max_new_tokens
+            weights = torch.zeros(len(lengths))
+            weights[members] = token_weights(lengths[members], train.aggregation, horizon)
+            selected = self.select(members, weights, number) if self.loss.scope == "minibatch" else None
+            for padded in self.micro_batches(self.with_gradient(members)):
+                self.backward(padded, weights.to(self.policy.device), selected)
+            steps.append(self.optimizer.step())
+        anchor = self.flat.mu_logprobs if train.anchor == "mu" else getattr(self.flat, f"{train.anchor}_logprobs")
+        measured = weight_metrics(self.gradients, self.logprobs, anchor, self.flat.mu_logprobs, self.flat.advantages)
+        return measured | optim_metrics(steps, train.max_grad_norm, self.optimizer)
+
+    def with_gradient(self, members: Sequence[int]) -> Sequence[int]:
+        """The rollouts of a minibatch that have a gradient: A = 0 has none, unless loss or coefficient say so."""
+        if not self.loss.zero_advantage_zero_gradient or self.train.kl_coef or self.train.entropy_coef:
+            return members
+        per_rollout = group_advantages(self.batch.rewards, self.train.advantage).flatten()
+        return [index for index in members if per_rollout[index] != 0]
+
+    def micro_batches(self, members: Sequence[int]) -> list[PaddedBatch]:
+        """Whole rollouts, padded, within the token budget."""
+        return list(micro_batches(self.batch.rollouts, members, self.train.microbatch_tokens, self.policy.device))
+
+    @torch.no_grad()
+    def select(self, members: Sequence[int], weights: Tensor, minibatch: int) -> Tensor:
+        """What a loss of minibatch scope chooses from all tokens of the minibatch, bool over the batch's tokens."""
+        parts = [(p, self.forward(p, weights.to(self.policy.device))[0]) for p in self.micro_batches(members)]
+        whole = concatenate([tokens for _, tokens in parts])
+        seed = (self.config.seed * 1_000_003 + self.batch.step) * 1_000_003 + minibatch
+        selected = torch.zeros_like(self.flat.mu_logprobs, dtype=torch.bool)
+        selected[torch.cat([padded.flat for padded, _ in parts])] = self.loss.select(whole, seed)
+        return selected
+
+    def backward(self, padded: PaddedBatch, weights: Tensor, selected: Tensor | None) -> None:
+        """Add a micro-batch's gradient to the policy's.
+
+        The loss is differentiated with respect to pi's logprobs first: so each token's gradient is measured, with the
+        same code for every loss.
+        """
+        tokens, entropy = self.forward(padded, weights)
+        leaf = tokens.logprobs.detach().requires_grad_()
+        losses = self.loss(replace(tokens, logprobs=leaf, selected=None if selected is None else selected[padded.flat]))
+        if broken := int((~torch.isfinite(losses)).sum()):
+            raise NonFinite(f"the loss of {broken} of {len(losses)} tokens is not finite")
+        (grad,) = torch.autograd.grad((tokens.weights * losses).sum(), leaf)
+        self.gradients[padded.flat] = -grad / tokens.weights
+        self.logprobs[padded.flat] = leaf.detach()
+        if tokens.ref_logprobs is not None:
+            divergence = self.train.kl_coef * kl_k3(tokens.ref_logprobs, leaf)  # KL(pi || ref) on samples of pi
+            grad = grad + torch.autograd.grad((tokens.weights * divergence).sum(), leaf)[0]
+        outputs, grads = [tokens.logprobs], [grad]
+        if entropy is not None:
+            outputs, grads = [*outputs, entropy], [*grads, -self.train.entropy_coef * tokens.weights]
+        torch.autograd.backward(outputs, [g * self.optimizer.loss_scale for g in grads])
+        self.policy.gather_gradients()
+
+    def forward(self, padded: PaddedBatch, weights: Tensor) -> tuple[Tokens, Tensor | None]:
+        """The tokens of a micro-batch under the current policy and, where it is trained on, their entropy."""
+        flat = self.flat.at(padded.flat)
+        hidden = response_hidden(self.policy.model, padded.input_ids, padded.gather)
+        temperature, entropy = self.config.rollout.temperature, self.train.entropy_coef > 0
+        scores = score_tokens(self.policy.model, hidden, padded.targets, temperature, flat.topk_ids, entropy)
+        tokens = Tokens(
+            logprobs=scores.logprobs,
+            mu_logprobs=flat.mu_logprobs,
+            advantages=flat.advantages,
+            rollout_index=padded.rollout_index,
+            weights=weights[padded.rollout_index],
+            old_logprobs=flat.old_logprobs,
+            prox_logprobs=flat.prox_logprobs,
+            ref_logprobs=flat.ref_logprobs,
+            topk_mu_logprobs=flat.topk_mu_logprobs,
+            topk_logprobs=scores.topk_logprobs,
+        )
+        return tokens, scores.entropy
 
 
-def forward(policy: Policy, padded: PaddedBatch, flat: FlatTokens, weights: Tensor, temperature: float) -> Tokens:
-    """The tokens of a micro-batch under the current policy, with gradient."""
-    logits = response_logits(policy.model, padded.input_ids, padded.gather)
-    return Tokens(
-        logprobs=token_logprobs(logits, padded.targets, temperature),
-        mu_logprobs=flat.mu_logprobs[padded.flat],
-        advantages=flat.advantages[padded.flat],
-        rollout_index=padded.rollout_index,
-        weights=weights[padded.rollout_index],
-        old_logprobs=None if flat.old_logprobs is None else flat.old_logprobs[padded.flat],
-        prox_logprobs=None if flat.prox_logprobs is None else flat.prox_logprobs[padded.flat],
-    )
+def concatenate(parts: Sequence[Tokens]) -> Tokens:
+    """The tokens of several micro-batches as one."""
+    present = [f.name for f in fields(Tokens) if isinstance(getattr(parts[0], f.name), Tensor)]
+    merged: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in present}
+    return replace(parts[0], **merged)
 
 
 def optim_metrics(steps: list[StepResult], max_grad_norm: float, optimizer: Optimizer) -> dict[str, float]:

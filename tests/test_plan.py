@@ -76,7 +76,7 @@ def test_only_keeps_what_matches(write):
         ("eval.problems='many'", "eval.problems: is 'many'"),
         ("task.name=arithmetik", "task: unknown name 'arithmetik'; did you mean 'arithmetic'?"),
         ('sweep.precision=["fp9"]', "precision: unknown preset 'fp9'"),
-        ('sweep.loss=[{id="drop"}]', "loss: unknown id 'drop'; did you mean 'drpo'?"),
+        ('sweep.loss=[{id="drpoo"}]', "loss: unknown id 'drpoo'; did you mean 'drpo'?"),
         ('sweep.loss=[{id="drpo",dleta=1}]', "loss.dleta: unknown field; did you mean 'delta'?"),
         ('sweep.loss=[{id="drpo",delta=0}]', "loss.delta: is 0"),
         ('sweep.loss=["drpo"]', "sweep.loss: must be a list of tables"),

@@ -14,7 +14,7 @@ from drpo_bench.records import RunDir, read_json, read_records
 from drpo_bench.rollout.alarm import MismatchAlarm, check_mismatch
 from drpo_bench.rollout.batch import RolloutBatch, RolloutQueue
 from drpo_bench.trainer import Trainer, train
-from drpo_bench.update import flatten, update_policy
+from drpo_bench.update import Updater, flatten
 
 
 def run(config, tmp_path, cache):
@@ -140,8 +140,8 @@ def gradient_of(trainer, batch, **train_changes):
             return StepResult(1.0, False)
 
     optimizer = Recorder(trainer.policy, config.train)
-    flat = flatten(batch, config.train.advantage, None, trainer.device)
-    update_policy(trainer.policy, optimizer, trainer.loss, batch, flat, config)
+    flat = flatten(batch, config.train.advantage, trainer.device)
+    Updater(trainer.policy, optimizer, trainer.loss, batch, flat, config).run()
     return taken
 
 
@@ -156,12 +156,10 @@ def test_gradient_does_not_depend_on_the_micro_batch_split(aggregation, tiny_con
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
-def test_skipping_zero_advantages_changes_no_gradient(tiny_config, tmp_path, warmstart_cache):
-    from dataclasses import replace
-
+def test_skipping_zero_advantages_changes_no_gradient(tiny_config, tmp_path, warmstart_cache, monkeypatch):
     trainer, batch = prepared(tiny_config, tmp_path, warmstart_cache)
     skipping = gradient_of(trainer, batch)
-    trainer.loss = replace(trainer.loss, spec=replace(trainer.loss.spec, zero_advantage_zero_gradient=False))
+    monkeypatch.setattr(type(trainer.loss), "zero_advantage_zero_gradient", False)
     computing = gradient_of(trainer, batch)
     for left, right in zip(skipping, computing, strict=True):
         for a, b in zip(left, right, strict=True):
@@ -172,8 +170,8 @@ def test_a_minibatch_with_nothing_left_still_takes_its_step(tiny_config, tmp_pat
     trainer, batch = prepared(tiny_config, tmp_path, warmstart_cache)
     batch.rewards[:] = 1.0
     before = [p.detach().clone() for p in trainer.policy.master.parameters()]
-    flat = flatten(batch, "mean", None, trainer.device)
-    metrics = update_policy(trainer.policy, trainer.optimizer, trainer.loss, batch, flat, trainer.config)
+    flat = flatten(batch, "mean", trainer.device)
+    metrics = Updater(trainer.policy, trainer.optimizer, trainer.loss, batch, flat, trainer.config).run()
     assert metrics["optim/grad_norm"] == 0.0
     assert metrics["update/tokens_used"] == 0
     moved = [not torch.equal(a, b) for a, b in zip(before, trainer.policy.master.parameters(), strict=True)]
@@ -182,7 +180,10 @@ def test_a_minibatch_with_nothing_left_still_takes_its_step(tiny_config, tmp_pat
 
 
 def test_non_finite_gradient_is_a_collapse_and_not_an_error(tiny_config, tmp_path, warmstart_cache, monkeypatch):
-    monkeypatch.setattr("drpo_bench.trainer.update_policy", lambda *a: (_ for _ in ()).throw(NonFinite("inf")))
+    def overflow(self):
+        raise NonFinite("inf")
+
+    monkeypatch.setattr(Updater, "run", overflow)
     run_dir = run(tiny_config(), tmp_path, warmstart_cache)
     status = run_dir.status()
     assert (status["state"], status["reason"], status["collapse_step"]) == ("collapsed", "non_finite", 1)
@@ -192,8 +193,8 @@ def test_fp16_overflow_halves_the_scale_and_skips_the_step(tiny_config, tmp_path
     trainer, batch = prepared(tiny_config, tmp_path, warmstart_cache, precision={"preset": "fp16"})
     trainer.optimizer.scaler.scale = 2.0**60
     before = [p.detach().clone() for p in trainer.policy.master.parameters()]
-    flat = flatten(batch, "mean", None, trainer.device)
-    metrics = update_policy(trainer.policy, trainer.optimizer, trainer.loss, batch, flat, trainer.config)
+    flat = flatten(batch, "mean", trainer.device)
+    metrics = Updater(trainer.policy, trainer.optimizer, trainer.loss, batch, flat, trainer.config).run()
     assert metrics["optim/skipped_steps"] >= 1
     assert trainer.optimizer.loss_scale < 2.0**60
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.policy.master.parameters(), strict=True))

@@ -8,63 +8,142 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-from drpo_bench import loss_configs
-from drpo_bench.losses.clipped import grpo_loss, pg_is_loss
-from drpo_bench.losses.trust_region import dppo_tv_loss, drpo_loss, spo_loss
-from drpo_bench.task_configs import Frozen
+from drpo_bench import loss_configs as configs
+from drpo_bench.correction_configs import CorrectionBase, NoCorrection
+from drpo_bench.loss_configs import LossBase, Scope
+from drpo_bench.losses.clipped import (
+    decoupled_ppo_loss,
+    dis_loss,
+    grpo_loss,
+    minirl_loss,
+    relaxed_grpo_loss,
+    sapo_loss,
+)
+from drpo_bench.losses.correction import corrected
+from drpo_bench.losses.covariance import clip_cov_loss, clip_cov_select, kl_cov_loss, kl_cov_select
+from drpo_bench.losses.regularized import (
+    drpo_loss,
+    drpo_no_abs_advantage_loss,
+    mask_drpo_loss,
+    penalty_loss,
+    spo_loss,
+)
+from drpo_bench.losses.sequences import cppo_loss, gmpo_loss, gspo_loss, opsm_loss
+from drpo_bench.losses.surrogates import (
+    cispo_loss,
+    dro_loss,
+    pg_is_loss,
+    pg_tis_loss,
+    reinforce_loss,
+    topr_loss,
+    vespo_loss,
+)
+from drpo_bench.losses.trust_region import (
+    dppo_kl_loss,
+    dppo_topk_kl_loss,
+    dppo_topk_tv_loss,
+    dppo_tv_loss,
+    ipo_loss,
+    neg_mask_loss,
+)
 from drpo_bench.types import Anchor, Tokens
-
-Scope = Literal["token", "sequence", "minibatch"]
 
 
 @dataclass(frozen=True)
 class LossSpec:
-    """A row of the registry.
-
-    `scope` says over what a token's loss takes statistics; `zero_advantage_zero_gradient` that a token
-    with A = 0 has no gradient, so that the trainer may skip it.
-    """
+    """A row of the registry: the formula, its parameters, and for minibatch scope the choice of tokens."""
 
     formula: Callable[..., Tensor]
-    config: type[Frozen]
-    scope: Scope = "token"
-    zero_advantage_zero_gradient: bool = True
+    config: type[LossBase]
+    select: Callable[..., Tensor] | None = None
 
 
 LOSSES: dict[str, LossSpec] = {
-    "pg_is": LossSpec(pg_is_loss, loss_configs.PGISConfig),
-    "grpo": LossSpec(grpo_loss, loss_configs.GRPOConfig),
-    "spo": LossSpec(spo_loss, loss_configs.SPOConfig),
-    "dppo_tv": LossSpec(dppo_tv_loss, loss_configs.DPPOTVConfig),
-    "drpo": LossSpec(drpo_loss, loss_configs.DRPOConfig),
+    "reinforce": LossSpec(reinforce_loss, configs.surrogates.ReinforceConfig),
+    "pg_is": LossSpec(pg_is_loss, configs.surrogates.PGISConfig),
+    "pg_tis": LossSpec(pg_tis_loss, configs.surrogates.PGTISConfig),
+    "cispo": LossSpec(cispo_loss, configs.surrogates.CISPOConfig),
+    "topr": LossSpec(topr_loss, configs.surrogates.TOPRConfig),
+    "vespo": LossSpec(vespo_loss, configs.surrogates.VESPOConfig),
+    "dro": LossSpec(dro_loss, configs.surrogates.DROConfig),
+    "grpo": LossSpec(grpo_loss, configs.clipped.GRPOConfig),
+    "relaxed_grpo": LossSpec(relaxed_grpo_loss, configs.clipped.RelaxedGRPOConfig),
+    "minirl": LossSpec(minirl_loss, configs.clipped.MiniRLConfig),
+    "decoupled_ppo": LossSpec(decoupled_ppo_loss, configs.clipped.DecoupledPPOConfig),
+    "dis": LossSpec(dis_loss, configs.clipped.DISConfig),
+    "sapo": LossSpec(sapo_loss, configs.clipped.SAPOConfig),
+    "gspo": LossSpec(gspo_loss, configs.clipped.GSPOConfig),
+    "gmpo": LossSpec(gmpo_loss, configs.clipped.GMPOConfig),
+    "opsm": LossSpec(opsm_loss, configs.clipped.OPSMConfig),
+    "clip_cov": LossSpec(clip_cov_loss, configs.clipped.ClipCovConfig, clip_cov_select),
+    "kl_cov": LossSpec(kl_cov_loss, configs.clipped.KLCovConfig, kl_cov_select),
+    "spo": LossSpec(spo_loss, configs.trust_region.SPOConfig),
+    "dppo_tv": LossSpec(dppo_tv_loss, configs.trust_region.DPPOTVConfig),
+    "dppo_kl": LossSpec(dppo_kl_loss, configs.trust_region.DPPOKLConfig),
+    "dppo_topk_tv": LossSpec(dppo_topk_tv_loss, configs.trust_region.DPPOTopKTVConfig),
+    "dppo_topk_kl": LossSpec(dppo_topk_kl_loss, configs.trust_region.DPPOTopKKLConfig),
+    "cppo": LossSpec(cppo_loss, configs.trust_region.CPPOConfig),
+    "ipo": LossSpec(ipo_loss, configs.trust_region.IPOConfig),
+    "neg_mask": LossSpec(neg_mask_loss, configs.trust_region.NegMaskConfig),
+    "drpo": LossSpec(drpo_loss, configs.trust_region.DRPOConfig),
+    "mask_drpo": LossSpec(mask_drpo_loss, configs.trust_region.MaskDRPOConfig),
+    "drpo_no_abs_advantage": LossSpec(drpo_no_abs_advantage_loss, configs.trust_region.DRPONoAbsAdvantageConfig),
+    "penalty": LossSpec(penalty_loss, configs.trust_region.PenaltyConfig),
 }
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss with its parameters and its anchor; call it with the tokens of a micro-batch."""
+    """A loss with its parameters, its anchor and a rollout correction; call it with the tokens of a micro-batch."""
 
     id: str
     spec: LossSpec
-    formula: Callable[[Tokens], Tensor]
+    config: LossBase
     anchor: Anchor
+    correction: CorrectionBase
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        return self.formula(replace(tokens, anchor=self.anchor))
+        """One value a token, [N]. Without `tokens.selected` a minibatch loss takes these tokens as the minibatch."""
+        tokens = replace(tokens, anchor=self.anchor)
+        if self.spec.select and tokens.selected is None:
+            tokens = replace(tokens, selected=self.select(tokens))
+        return corrected(self.spec.formula(tokens, **self.config.parameters), tokens, self.correction)
+
+    def select(self, tokens: Tokens, seed: int = 0) -> Tensor:
+        """What a loss of minibatch scope chooses from a whole minibatch, bool [N]; hand its parts on as `selected`."""
+        assert self.spec.select is not None
+        return self.spec.select(replace(tokens, anchor=self.anchor), seed, **self.config.parameters)
+
+    @property
+    def scope(self) -> Scope:
+        """Over what a token's loss takes statistics: token, sequence or minibatch."""
+        return self.config.scope
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it reads beyond mu_logprobs: old, prox, topk."""
+        return self.config.needs | ({self.anchor} - {"mu"})
+
+    @property
+    def zero_advantage_zero_gradient(self) -> bool:
+        """Whether a token with A = 0 has no gradient, so that the trainer may skip it."""
+        return self.config.zero_advantage_zero_gradient
 
 
-def make_loss(loss_id: str, anchor: Anchor = "mu", **params: Any) -> Loss:
+def make_loss(loss_id: str, anchor: Anchor = "mu", correction: CorrectionBase | None = None, **params: Any) -> Loss:
     """The loss `loss_id`; parameters that are not given take the defaults of its config class.
 
-    Raises ValueError for an unknown id; pydantic.ValidationError for a parameter out of range.
+    Raises ValueError for an unknown id or a correction that does not fit; pydantic.ValidationError for a parameter
+    out of range.
     """
     if loss_id not in LOSSES:
         raise ValueError(f"unknown loss {loss_id!r}; known: {', '.join(LOSSES)}")
-    spec = LOSSES[loss_id]
-    values = spec.config(**params).model_dump(exclude={"id"})
-    return Loss(loss_id, spec, partial(spec.formula, **values), anchor)
+    spec, correction = LOSSES[loss_id], correction or NoCorrection()
+    config = spec.config(**params)
+    if problem := correction.misfit(loss_id, config, anchor):
+        raise ValueError(problem)
+    return Loss(loss_id, spec, config, anchor, correction)

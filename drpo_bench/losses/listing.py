@@ -1,41 +1,132 @@
-"""The registry of losses as a table or as JSON."""
+"""The registry of losses in words: what each is, from its docstring, its table and its presets."""
 
 from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from drpo_bench.config import canonical
+from drpo_bench.errors import UserError, did_you_mean
+from drpo_bench.loss_presets import PRESETS, Preset
 from drpo_bench.losses import LOSSES
+
+SECTIONS = ("Objective", "Gradient", "Boundary", "Source", "Defaults")
+
+
+@dataclass(frozen=True)
+class LossDoc:
+    """A loss in words. `sections` holds each of SECTIONS, a paragraph each."""
+
+    id: str
+    summary: str
+    sections: dict[str, str]
+    scope: str
+    needs: list[str]
+    zero_advantage_zero_gradient: bool
+    parameters: dict[str, Any]
+    descriptions: dict[str, str]
+    presets: dict[str, Preset]
+
+
+def describe(loss_id: str) -> LossDoc:
+    """What the registry knows of a loss. Raises UserError for an unknown id."""
+    if loss_id not in LOSSES:
+        raise UserError(f"unknown loss {loss_id!r}{did_you_mean(loss_id, LOSSES)}; `drpo-bench losses list` has all")
+    spec = LOSSES[loss_id]
+    summary, sections = parse_docstring(inspect.getdoc(spec.formula) or "")
+    config = spec.config()
+    parameters = canonical(config.model_dump(exclude={"id", "preset"}))
+    fields = spec.config.model_fields
+    return LossDoc(
+        loss_id,
+        summary,
+        sections,
+        config.scope,
+        sorted(config.needs),
+        config.zero_advantage_zero_gradient,
+        parameters,
+        {name: fields[name].description or "" for name in parameters},
+        PRESETS.get(loss_id, {}),
+    )
+
+
+def parse_docstring(text: str) -> tuple[str, dict[str, str]]:
+    """The first line of a formula's docstring, and its sections `Name: ...` with their continuation lines."""
+    summary, *lines = text.splitlines()
+    sections: dict[str, str] = {}
+    current = ""
+    for line in lines:
+        name, colon, rest = line.partition(": ")
+        if colon and name in SECTIONS:
+            current, sections[name] = name, rest
+        elif line.strip() and current:
+            sections[current] += " " + line.strip()
+    return summary, sections
 
 
 def registry_rows() -> list[dict[str, Any]]:
-    """One object a loss: id, first line of its docstring, scope, parameters with defaults."""
+    """One object a loss, as `losses list --json` prints it."""
+    docs = [describe(loss_id) for loss_id in LOSSES]
     return [
         {
-            "id": loss_id,
-            "summary": (inspect.getdoc(spec.formula) or "").splitlines()[0],
-            "scope": spec.scope,
-            "zero_advantage_zero_gradient": spec.zero_advantage_zero_gradient,
-            "parameters": canonical(spec.config().model_dump(exclude={"id"})),
+            "id": doc.id,
+            "summary": doc.summary,
+            "scope": doc.scope,
+            "needs": doc.needs,
+            "zero_advantage_zero_gradient": doc.zero_advantage_zero_gradient,
+            "parameters": doc.parameters,
+            "presets": sorted(doc.presets),
         }
-        for loss_id, spec in LOSSES.items()
+        | {name.lower(): doc.sections[name] for name in SECTIONS}
+        for doc in docs
     ]
+
+
+def parameter_text(parameters: dict[str, Any]) -> str:
+    """`delta=0.15, kind=k3`; what is off by default is left out."""
+    return ", ".join(f"{name}={value}" for name, value in parameters.items() if value is not None) or "-"
 
 
 def print_losses(as_json: bool) -> None:
     """Print the registry to standard output."""
-    rows = registry_rows()
-    console = Console()
+    rows, console = registry_rows(), Console()
     if as_json:
         console.print_json(json.dumps(rows))
         return
-    table = Table("id", "parameters and defaults", "what it is")
+    table = Table("id", "gradient g = d(-L)/d log pi", "parameters and defaults", "scope", "presets")
     for row in rows:
-        parameters = ", ".join(f"{name}={value}" for name, value in row["parameters"].items())
-        table.add_row(row["id"], parameters or "-", row["summary"])
+        presets = ", ".join(row["presets"])
+        table.add_row(row["id"], row["gradient"], parameter_text(row["parameters"]), row["scope"], presets)
     console.print(table)
+
+
+def print_loss(loss_id: str) -> None:
+    """Print one loss: formula, gradient, boundary, source, parameters, presets."""
+    doc, console = describe(loss_id), Console(highlight=False)
+    console.print(f"[bold]{doc.id}[/bold]  {doc.summary}\n", soft_wrap=True)
+    facts = Table.grid(padding=(0, 2))
+    for name in SECTIONS:
+        facts.add_row(f"[bold]{name.lower()}[/bold]", doc.sections[name])
+    reads = ", ".join(["mu", *doc.needs])
+    facts.add_row("[bold]scope[/bold]", doc.scope)
+    facts.add_row("[bold]reads[/bold]", f"{reads} (and the policy that train.anchor names)")
+    skipped = "no gradient" if doc.zero_advantage_zero_gradient else "has a gradient"
+    facts.add_row("[bold]A = 0[/bold]", skipped)
+    console.print(facts)
+    if doc.parameters:
+        console.print()
+        table = Table("parameter", "default", "meaning")
+        for name, value in doc.parameters.items():
+            table.add_row(name, str(value), doc.descriptions[name])
+        console.print(table)
+    for name, preset in doc.presets.items():
+        settings = [f"loss.{key} = {value}" for key, value in preset.parameters.items()]
+        settings += [f"{key} = {value}" for key, value in preset.fields.items()]
+        console.print(f"\n[bold]preset {name}[/bold]  {preset.source}")
+        console.print("  " + "; ".join(settings))
+        console.print("  not reproduced: " + "; ".join(preset.missing))

@@ -1,49 +1,138 @@
-"""Trust regions by penalty or mask: SPO on the ratio, DPPO and DRPO on the probability itself.
+"""Hard trust regions on the sampled token's probability, or on a divergence of the distribution (DPPO and relatives).
 
-x = log pi, m = log mu (or another anchor), p = exp x, u = exp m, r = p / u; g = d(-L)/dx ascends.
+x = log pi, m = log mu (or another anchor), p = exp x, u = exp m, r = p / u, A = advantage; sg stops the gradient.
+L is the token's loss, to be minimised; g = d(-L)/dx is the gradient that ascends.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from drpo_bench.types import LOG_RATIO_LIMIT, Tokens
+from drpo_bench.ops import binary_kl, topk_kl, topk_tv
+from drpo_bench.types import Anchor, Tokens
 
 
-def spo_loss(tokens: Tokens, *, epsilon: float) -> Tensor:
-    """SPO: a quadratic penalty on the ratio (arXiv 2401.16025; setting 0.2 there, 12.5 in DRPO's runs).
+def masked_surrogate(tokens: Tokens, masked: Tensor, ratio_cap: float) -> Tensor:
+    """-A sg(min(r, ratio_cap)) x, and exactly 0 where `masked`; ratio and mask are coefficients."""
+    ratio = tokens.ratio().detach().clamp(max=ratio_cap)
+    return -tokens.advantages * ratio.masked_fill(masked, 0.0) * tokens.logprobs
 
-        L = -A r + |A| (r - 1)^2 / (2 epsilon),    g = A r [1 - sign(A) (r - 1) / epsilon]
 
-    The weight falls to 0 at |r - 1| = epsilon and is unbounded beyond it: a rare token's ratio explodes.
+def moved_too_far(advantages: Tensor, shift: Tensor, divergence: Tensor, low: float, high: float) -> Tensor:
+    """DPPO's mask: the divergence is past its bound and p moved in the advantage's direction."""
+    return ((advantages > 0) & (shift > 0) & (divergence > high)) | (
+        (advantages < 0) & (shift < 0) & (divergence > low)
+    )
+
+
+def dppo_tv_loss(
+    tokens: Tokens, *, delta_low: float, delta_high: float, ratio_cap: float, mask_anchor: Anchor | None
+) -> Tensor:
+    """DPPO-Binary-TV: a hard mask on the sampled token's probability shift.
+
+    Objective: L = -A sg(min(r, ratio_cap) M) x
+    Gradient: g = A min(r, ratio_cap) M, M = 0 where A > 0 and p - u > delta_high, or A < 0 and u - p > delta_low
+    Boundary: the gradient drops to 0, and nothing pulls pi back.
+    Source: arXiv 2602.04879 eq. 12.
+    Defaults: 0.15, its sanity runs (0.2 in most scaling runs; 0.6 in the DRPO paper's fp8 end to end); ratio_cap inf.
+        verl's example runs the `old` anchor since it dropped bypass_mode, the one the paper shows collapsing.
     """
-    ratio, advantages = tokens.ratio(), tokens.advantages
-    return -advantages * ratio + advantages.abs() * (ratio - 1).square() / (2 * epsilon)
+    shift = tokens.shift(mask_anchor)
+    masked = moved_too_far(tokens.advantages, shift, shift.abs(), delta_low, delta_high)
+    return masked_surrogate(tokens, masked, ratio_cap)
 
 
-def dppo_tv_loss(tokens: Tokens, *, delta_low: float, delta_high: float, ratio_cap: float) -> Tensor:
-    """DPPO-Binary-TV: a hard mask on the sampled token's probability shift (arXiv 2602.04879, eq. 12).
+def dppo_kl_loss(
+    tokens: Tokens, *, delta_low: float, delta_high: float, ratio_cap: float, mask_anchor: Anchor | None
+) -> Tensor:
+    """DPPO-Binary-KL: the mask on the KL divergence of sampled token or not.
 
-        L = -A sg(min(r, ratio_cap) M) x,    g = A min(r, ratio_cap) M
-        M = 0 where A > 0 and p - u > delta_high, or A < 0 and p - u < -delta_low; else 1
-
-    sg stops the gradient: the ratio and the mask are coefficients.
+    Objective: L = -A sg(min(r, ratio_cap) M) x
+    Gradient: g = A min(r, ratio_cap) M, M = 0 where D > delta and p moved in the advantage's direction;
+        D = KL(mu || pi) of two outcomes = u (m - x) + (1 - u) log((1 - u) / (1 - p)), in float64
+    Boundary: the gradient drops to 0, and nothing pulls pi back.
+    Source: arXiv 2602.04879 eq. 11-12.
+    Defaults: 0.05, the paper's; ratio_cap inf.
     """
-    logprobs, anchor_logprobs = tokens.logprobs.detach(), tokens.anchor_logprobs
-    ratio = (logprobs - anchor_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp().clamp(max=ratio_cap)
-    shift = logprobs.exp() - anchor_logprobs.exp()
-    advantages = tokens.advantages
-    masked = ((advantages > 0) & (shift > delta_high)) | ((advantages < 0) & (shift < -delta_low))
-    return -advantages * ratio.masked_fill(masked, 0.0) * tokens.logprobs
+    anchor_logprobs = tokens.logprobs_of(mask_anchor or tokens.anchor)
+    divergence = binary_kl(tokens.logprobs.detach(), anchor_logprobs)
+    masked = moved_too_far(tokens.advantages, tokens.shift(mask_anchor), divergence, delta_low, delta_high)
+    return masked_surrogate(tokens, masked, ratio_cap)
 
 
-def drpo_loss(tokens: Tokens, *, delta: float) -> Tensor:
-    """DRPO: a quadratic penalty on pi - mu, weighted by |A| (arXiv 2606.09821, eq. 8; delta 12.5 there).
+def topk_pair(tokens: Tokens, replace: bool) -> tuple[Tensor, Tensor]:
+    """(pi, mu) logprobs [N, K+1] of the outcomes that are told apart, -inf where one is not.
 
-        L = -A r + |A| u (r - 1)^2 / (2 delta),    g = A r [1 - sign(A) (p - u) / delta]
-
-    The weight falls smoothly to 0 at the boundary |p - u| = delta and pulls pi back towards mu beyond it.
-    Since |p - u| <= 1 the boundary cannot be reached for delta >= 1: then it is nearly PG-IS.
+    `replace`: the released code keeps exactly K ids; the sampled one takes the K-th's place where it is not among them.
     """
-    ratio, mu, advantages = tokens.ratio(), tokens.anchor_logprobs.exp(), tokens.advantages
-    return -advantages * ratio + advantages.abs() * mu * (ratio - 1).square() / (2 * delta)
+    pi, mu = tokens.topk_logprobs, tokens.topk_mu_logprobs
+    if pi is None or mu is None:
+        raise ValueError("topk_logprobs and topk_mu_logprobs are needed (rollouts with mu's top-k): None given")
+    absent = mu == -torch.inf
+    if replace:
+        absent = absent.clone()
+        absent[:, -2] |= ~absent[:, -1]
+    return pi.masked_fill(absent, -torch.inf), mu.masked_fill(absent, -torch.inf)
+
+
+def dppo_topk_tv_loss(
+    tokens: Tokens, *, delta_low: float, delta_high: float, ratio_cap: float, replace: bool
+) -> Tensor:
+    """DPPO-TopK-TV: the mask on total variation over mu's top-k tokens, the sampled one and the rest.
+
+    Objective: L = -A sg(min(r, ratio_cap) M) x
+    Gradient: g = A min(r, ratio_cap) M, M = 0 where D > delta and p moved in the advantage's direction;
+        D = 1/2 sum |pi - mu| over top-k of mu, the sampled token and one bucket for all others
+    Boundary: the gradient drops to 0, also where the sampled token moved little but others much.
+    Source: arXiv 2602.04879 eq. 15.
+    Defaults: 0.15 as dppo_tv (paper: 0.2), k 20. Union of top-k and sampled token as in the paper; `replace` as in its
+        code, where k = 1 is dppo_tv exactly.
+    """
+    divergence = topk_tv(*topk_pair(tokens, replace))
+    masked = moved_too_far(tokens.advantages, tokens.shift("mu"), divergence, delta_low, delta_high)
+    return masked_surrogate(tokens, masked, ratio_cap)
+
+
+def dppo_topk_kl_loss(
+    tokens: Tokens, *, delta_low: float, delta_high: float, ratio_cap: float, replace: bool
+) -> Tensor:
+    """DPPO-TopK-KL: the mask on KL(mu || pi) over mu's top-k tokens, the sampled one and the rest.
+
+    Objective: L = -A sg(min(r, ratio_cap) M) x
+    Gradient: g = A min(r, ratio_cap) M, M = 0 where D > delta and p moved in the advantage's direction;
+        D = sum mu log(mu / pi) over top-k of mu, the sampled token and one bucket for all others
+    Boundary: the gradient drops to 0, also where the sampled token moved little but others much.
+    Source: arXiv 2602.04879 eq. 16.
+    Defaults: 0.05, the paper's; k 20; `replace` as for dppo_topk_tv.
+    """
+    divergence = topk_kl(*topk_pair(tokens, replace))
+    masked = moved_too_far(tokens.advantages, tokens.shift("mu"), divergence, delta_low, delta_high)
+    return masked_surrogate(tokens, masked, ratio_cap)
+
+
+def ipo_loss(tokens: Tokens, *, delta: float, kl_coef: float, mask_anchor: Anchor | None) -> Tensor:
+    """IPO: a mask on |pi - mu| in both directions and for both signs of A, and a small quadratic penalty.
+
+    Objective: L = -A r sg(M) + kl_coef (x - m)^2, M = 1 where |p - u| <= delta
+    Gradient: g = A r M - 2 kl_coef (x - m)
+    Boundary: only the penalty is left, which pulls pi back in nats.
+    Source: prime-rl, which replaced DPPO by it: in asynchronous RL the sign of A does not predict where pi moves.
+    Defaults: delta 0.1 and kl_coef 1e-3, prime-rl's.
+    """
+    kept = tokens.shift(mask_anchor).abs() <= delta
+    surrogate = torch.where(kept, -tokens.advantages * tokens.ratio(), 0.0)
+    return surrogate + kl_coef * tokens.log_ratio().square()
+
+
+def neg_mask_loss(tokens: Tokens, *, delta: float, mask_anchor: Anchor | None) -> Tensor:
+    """Negative mask: the surrogate without the few bad tokens whose probability fell furthest.
+
+    Objective: L = -A r sg(M), M = 0 where A < 0 and u - p >= delta
+    Gradient: g = A r M
+    Boundary: the gradient drops to 0 for A < 0; none for A > 0.
+    Source: DPPO, arXiv 2602.04879, section 5.3: a probe of which updates do the damage.
+    Defaults: 0.5, the paper's.
+    """
+    masked = (tokens.advantages < 0) & (-tokens.shift(mask_anchor) >= delta)
+    return (-tokens.advantages * tokens.ratio()).masked_fill(masked, 0.0)

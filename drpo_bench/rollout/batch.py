@@ -31,6 +31,19 @@ class RolloutBatch:
         return torch.cat([rollout.mu_logprobs for rollout in self.rollouts])
 
     @property
+    def topk(self) -> tuple[Tensor, Tensor] | None:
+        """(ids, mu's logprobs) [N, K + 1]: mu's likeliest tokens, then the sampled one, whose logprob is -inf where it
+        is among them already; None if they were not asked for."""
+        if self.rollouts[0].topk_ids is None:
+            return None
+        ids = torch.cat([rollout.topk_ids for rollout in self.rollouts if rollout.topk_ids is not None])
+        mu = torch.cat([r.topk_mu_logprobs for r in self.rollouts if r.topk_mu_logprobs is not None])
+        sampled = torch.tensor([token for rollout in self.rollouts for token in rollout.response_ids])
+        among = (ids == sampled[:, None]).any(1)
+        last = self.mu_logprobs.masked_fill(among, -torch.inf)
+        return torch.cat([ids, sampled[:, None]], 1), torch.cat([mu, last[:, None]], 1)
+
+    @property
     def lengths(self) -> list[int]:
         """Response tokens of each rollout."""
         return [len(rollout.response_ids) for rollout in self.rollouts]

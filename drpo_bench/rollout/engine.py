@@ -16,20 +16,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Response:
-    """One sampled continuation: ids with the stop token if one was sampled, and their logprobs [n]."""
+    """One sampled continuation: ids with the stop token if one was sampled, and their logprobs [n].
+
+    `topk_ids` and `topk_logprobs` [n, K] are the likeliest tokens at each position, where they were asked for.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: Tensor
     truncated: bool
+    topk_ids: Tensor | None = None
+    topk_logprobs: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: `temperature` 0 is greedy, whose logprobs are those at temperature 1."""
+    """How to sample: `temperature` 0 is greedy, whose logprobs are those at temperature 1.
+
+    `topk`: how many of the likeliest tokens are returned at each position, at most the vocabulary.
+    """
 
     temperature: float
     max_new_tokens: int
     stop_ids: tuple[int, ...]
+    topk: int = 0
 
 
 class RolloutEngine(Protocol):

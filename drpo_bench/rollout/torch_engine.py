@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,12 +86,15 @@ class TorchEngine:
         stop_ids = torch.tensor(sampling.stop_ids, device=self.device, dtype=torch.long)
         tokens = torch.zeros(rows, sampling.max_new_tokens, dtype=torch.long, device=self.device)
         logprobs = torch.zeros(rows, sampling.max_new_tokens, device=self.device)
+        likeliest = TopK.allocate(self.model, rows, sampling, self.device)
         alive = torch.arange(rows, device=self.device)  # rows still in the batch
         active = torch.ones(rows, dtype=torch.bool, device=self.device)  # of these, which have not stopped
         logits = head_logits(self.model, hidden)[repeat]
         for step in range(sampling.max_new_tokens):
-            chosen, chosen_logprobs = sample(logits, random[alive, step], sampling.temperature)
-            tokens[alive, step], logprobs[alive, step] = chosen, chosen_logprobs
+            chosen, log_probs = sample(logits, random[alive, step], sampling.temperature)
+            tokens[alive, step] = chosen
+            logprobs[alive, step] = log_probs.gather(-1, chosen[:, None]).squeeze(1)
+            likeliest.store(alive, step, log_probs)
             active &= ~torch.isin(chosen, stop_ids)
             num_active = int(active.sum())
             if num_active == 0 or step + 1 == sampling.max_new_tokens:
@@ -104,7 +108,14 @@ class TorchEngine:
         is_stop = torch.isin(tokens, stop_ids)
         stopped = is_stop.any(1)
         lengths = torch.where(stopped, is_stop.int().argmax(1) + 1, sampling.max_new_tokens)  # to the first stop token
-        return _responses(tokens.cpu(), logprobs.cpu(), lengths.tolist(), stopped.tolist(), group_size)
+        finished = zip(
+            tokens.tolist(), logprobs.cpu(), likeliest.rows(), lengths.tolist(), stopped.tolist(), strict=True
+        )
+        responses = [
+            Response(tuple(ids[:length]), values[:length].clone(), not stop, *topk.cut(length))
+            for ids, values, topk, length, stop in finished
+        ]
+        return [responses[start : start + group_size] for start in range(0, rows, group_size)]
 
     def _decoder(self) -> Decoder:
         """The fastest decoder that computes what the model computes."""
@@ -114,7 +125,7 @@ class TorchEngine:
 
 
 def sample(logits: Tensor, random: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Token ids [N] and their float32 logprobs [N] from logits [N, V], by the inverse of the distribution function.
+    """Token ids [N] and the float32 logprobs [N, V] they come from, by the inverse of the distribution function.
 
     `random` [N] in [0, 1). The sum runs in float64: in float32 the tail of a large vocabulary would be lost.
     """
@@ -127,14 +138,31 @@ def sample(logits: Tensor, random: Tensor, temperature: float) -> tuple[Tensor, 
         threshold = random[:, None] * cumulative[:, -1:]
         chosen = torch.searchsorted(cumulative, threshold, right=True).squeeze(1)
         chosen = chosen.clamp_(max=logits.shape[-1] - 1)
-    return chosen, log_probs.gather(-1, chosen[:, None]).squeeze(1)
+    return chosen, log_probs
 
 
-def _responses(
-    tokens: Tensor, logprobs: Tensor, lengths: list[int], stopped: list[bool], group_size: int
-) -> list[list[Response]]:
-    rows = [
-        Response(tuple(ids[:length]), values[:length].clone(), not stop)
-        for ids, values, length, stop in zip(tokens.tolist(), logprobs, lengths, stopped, strict=True)
-    ]
-    return [rows[start : start + group_size] for start in range(0, len(rows), group_size)]
+@dataclass(frozen=True)
+class TopK:
+    """Ids and logprobs of the likeliest tokens at each position of each row; K may be 0."""
+
+    ids: Tensor  # [rows, positions, K], or [positions, K] of one row
+    logprobs: Tensor
+
+    @classmethod
+    def allocate(cls, model: PreTrainedModel, rows: int, sampling: Sampling, device: torch.device) -> TopK:
+        """Room for `sampling.topk` tokens at each position, or for the whole vocabulary where that is smaller."""
+        shape = (rows, sampling.max_new_tokens, min(sampling.topk, model.config.vocab_size))
+        return cls(torch.zeros(shape, dtype=torch.long, device=device), torch.zeros(shape, device=device))
+
+    def store(self, rows: Tensor, position: int, log_probs: Tensor) -> None:
+        """Keep the likeliest tokens of the distributions log_probs [rows, V]."""
+        if count := self.ids.shape[2]:
+            self.logprobs[rows, position], self.ids[rows, position] = log_probs.topk(count)
+
+    def rows(self) -> list[TopK]:
+        """One for each row, on the CPU."""
+        return [TopK(*pair) for pair in zip(self.ids.cpu(), self.logprobs.cpu(), strict=True)]
+
+    def cut(self, length: int) -> tuple[Tensor, Tensor] | tuple[()]:
+        """The fields of a response of this length; none where K is 0."""
+        return (self.ids[:length].clone(), self.logprobs[:length].clone()) if self.ids.shape[-1] else ()

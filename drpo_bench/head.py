@@ -1,0 +1,76 @@
+"""Logprobs, entropy and top-k logprobs of N tokens over a large vocabulary, without an [N, V] tensor.
+
+Rows go through the head in chunks; with gradient, each chunk's logits are computed again in backward
+(`torch.utils.checkpoint`), so that forward and backward hold one chunk at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from drpo_bench.models import head_logits
+from drpo_bench.ops import scale_logits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Logits of a chunk, in elements: 32 MB of float32 on a CPU; a GPU needs more rows to be busy.
+CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What the head says of N tokens, in float32 or wider.
+
+    `logprobs` [N] and `entropy` [N] (nats) carry gradient where the hidden states do; `topk_logprobs` [N, K] never.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor | None = None
+    topk_logprobs: Tensor | None = None
+
+
+def score_tokens(
+    model: PreTrainedModel,
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float,
+    topk_ids: Tensor | None = None,
+    entropy: bool = False,
+    chunk_elements: int | None = None,
+) -> TokenScores:
+    """Scores of `targets` [N] given the head's inputs `hidden` [N, H]: log softmax(logits / temperature).
+
+    `topk_ids` [N, K] asks for the logprobs of further tokens; `entropy` for that of the whole distribution.
+    """
+    budget = chunk_elements or CHUNK_ELEMENTS[hidden.device.type]
+    rows = max(1, budget // model.get_output_embeddings().weight.shape[0])
+
+    def of_chunk(inputs: Tensor, ids: Tensor, more_ids: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        scaled = scale_logits(head_logits(model, inputs), temperature)
+        normaliser = scaled.logsumexp(-1)
+        logprobs = scaled.gather(-1, ids[:, None]).squeeze(-1) - normaliser
+        spread = normaliser - (scaled.softmax(-1) * scaled).sum(-1) if entropy else None
+        further = None if more_ids is None else scaled.detach().gather(-1, more_ids) - normaliser.detach()[:, None]
+        return logprobs, spread, further
+
+    if len(hidden) <= rows:
+        return TokenScores(*of_chunk(hidden, targets, topk_ids))
+    parts = []
+    for start in range(0, len(hidden), rows):
+        chunk = slice(start, start + rows)
+        more_ids = None if topk_ids is None else topk_ids[chunk]
+        parts.append(
+            checkpoint(of_chunk, hidden[chunk], targets[chunk], more_ids, use_reentrant=False, preserve_rng_state=False)
+        )
+    logprobs, spread, further = zip(*parts, strict=True)
+    return TokenScores(
+        torch.cat(logprobs),
+        torch.cat(spread) if entropy else None,
+        None if topk_ids is None else torch.cat(further),
+    )
