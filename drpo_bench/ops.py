@@ -14,6 +14,11 @@ def scale_logits(logits: Tensor, temperature: float) -> Tensor:
     return wide if temperature == 1.0 else wide / temperature
 
 
+def by_mask(mask: Tensor, where_true: float, where_false: float, like: Tensor) -> Tensor:
+    """One of two numbers for each token, in the dtype of `like`: `torch.where` of two numbers would be float32."""
+    return torch.where(mask, like.new_tensor(where_true), like.new_tensor(where_false))
+
+
 def kl_k1(x: Tensor, m: Tensor) -> Tensor:
     """KL(mu || pi), estimator k1 on samples of mu: m - x. Unbiased, can be negative."""
     return m - x

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from drpo_bench.types import Anchor, Tokens
+from drpo_bench.ops import by_mask
+from drpo_bench.types import LOG_RATIO_LIMIT, Anchor, Tokens
 
 
 def clipped_surrogate(advantages: Tensor, ratio: Tensor, clip_low: float, clip_high: float) -> Tensor:
@@ -50,7 +51,7 @@ def relaxed_grpo_loss(
     Defaults: alpha 0.1 on both sides; clip as GRPO's.
     """
     ratio, mu, advantages = tokens.ratio(), tokens.anchor_logprobs.exp(), tokens.advantages
-    relaxed = mu < torch.where(advantages > 0, alpha_high, alpha_low)
+    relaxed = mu < by_mask(advantages > 0, alpha_high, alpha_low, like=mu)
     return torch.where(relaxed, -advantages * ratio, clipped_surrogate(advantages, ratio, clip_low, clip_high))
 
 
@@ -83,7 +84,8 @@ def decoupled_ppo_loss(
     Defaults: 0.2 on both sides and mask_anchor prox, AReaL's; no cap.
     """
     proximal = tokens.ratio(mask_anchor)
-    behaviour = (tokens.log_ratio() - tokens.log_ratio(mask_anchor)).detach().exp().clamp(max=ratio_cap)
+    log_behaviour = tokens.logprobs_of(mask_anchor or tokens.anchor) - tokens.anchor_logprobs
+    behaviour = log_behaviour.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp().clamp(max=ratio_cap)
     return clipped_surrogate(tokens.advantages, proximal, clip_low, clip_high) * behaviour
 
 
@@ -96,7 +98,7 @@ def dis_loss(tokens: Tokens, *, clip_low: float, clip_high: float, mask_anchor: 
     Source: SkyRL's `rollout_is`; with this band it is IcePop (arXiv 2510.18855) as a pure policy gradient.
     Defaults: 0.5 and 4, IcePop's band of [0.5, 5].
     """
-    ratio = tokens.ratio(mask_anchor).detach()
+    ratio = tokens.ratio(mask_anchor)
     kept = (ratio > 1 - clip_low) & (ratio < 1 + clip_high)
     return torch.where(kept, -tokens.advantages * tokens.ratio(), 0.0)
 
@@ -110,5 +112,5 @@ def sapo_loss(tokens: Tokens, *, tau_pos: float, tau_neg: float) -> Tensor:
     Source: arXiv 2511.20347.
     Defaults: tau 1.0 and 1.05, the paper's.
     """
-    tau = torch.where(tokens.advantages > 0, tau_pos, tau_neg)
+    tau = by_mask(tokens.advantages > 0, tau_pos, tau_neg, like=tokens.logprobs)
     return -tokens.advantages * (4 / tau) * torch.sigmoid(tau * (tokens.ratio() - 1))

@@ -15,7 +15,7 @@ from drpo_bench.types import Tokens
 
 def covariance(tokens: Tokens) -> Tensor:
     """(A - mean A)(x - mean x) of every token, in float64: [N]."""
-    advantages, logprobs = tokens.advantages.double(), tokens.logprobs.detach().double()
+    advantages, logprobs = tokens.advantages.double(), tokens.logprobs.double()
     return (advantages - advantages.mean()) * (logprobs - logprobs.mean())
 
 
@@ -34,7 +34,7 @@ def clip_cov_select(
 ) -> Tensor:
     """The tokens that clip_cov drops, bool [N]: random ones among those of the minibatch that qualify."""
     cov = covariance(tokens)
-    clipped = outside_clip(tokens.advantages, tokens.ratio().detach(), clip_low, clip_high)
+    clipped = outside_clip(tokens.advantages, tokens.ratio(), clip_low, clip_high)
     candidates = ((cov > cov_low) & (cov < cov_high) & ~clipped).nonzero().squeeze(1)
     count = max(1, int(select_frac * len(cov)))
     order = token_keys(tokens, seed)[candidates].argsort(stable=True)

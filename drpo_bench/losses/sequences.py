@@ -50,7 +50,7 @@ def opsm_loss(tokens: Tokens, *, clip_low: float, clip_high: float, delta: float
     Source: DeepSeek-V3.2, arXiv 2512.02556.
     Defaults: delta 0.5, TRL's suggestion (slime: 1e-4; the paper gives none); clip as GRPO's.
     """
-    moved_away = tokens.sequence_mean(-tokens.log_ratio().detach()) > delta
+    moved_away = tokens.sequence_mean(-tokens.log_ratio()) > delta
     loss = clipped_surrogate(tokens.advantages, tokens.ratio(), clip_low, clip_high)
     return loss.masked_fill((tokens.advantages < 0) & moved_away, 0.0)
 

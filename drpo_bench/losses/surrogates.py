@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from drpo_bench.ops import by_mask
 from drpo_bench.types import LOG_RATIO_LIMIT, Tokens
 
 
@@ -89,8 +90,8 @@ def vespo_loss(tokens: Tokens, *, k_pos: float, lambda_pos: float, k_neg: float,
     """
     log_ratio = tokens.sequence_sum(tokens.log_ratio().detach()).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     positive = tokens.advantages >= 0
-    k = torch.where(positive, k_pos, k_neg)
-    decay = torch.where(positive, lambda_pos, lambda_neg)
+    k = by_mask(positive, k_pos, k_neg, like=log_ratio)
+    decay = by_mask(positive, lambda_pos, lambda_neg, like=log_ratio)
     weight = (decay + k * log_ratio - decay * log_ratio.exp()).exp()
     return -tokens.advantages * weight * tokens.logprobs
 

@@ -56,7 +56,7 @@ def dppo_kl_loss(
     Defaults: 0.05, the paper's; ratio_cap inf.
     """
     anchor_logprobs = tokens.logprobs_of(mask_anchor or tokens.anchor)
-    divergence = binary_kl(tokens.logprobs.detach(), anchor_logprobs)
+    divergence = binary_kl(tokens.logprobs, anchor_logprobs)
     masked = moved_too_far(tokens.advantages, tokens.shift(mask_anchor), divergence, delta_low, delta_high)
     return masked_surrogate(tokens, masked, ratio_cap)
 
