@@ -119,10 +119,40 @@ def bench(
 
 @losses_app.command("list")
 def losses_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Every loss with its parameters and defaults."""
+    """Every loss with its gradient, parameters and defaults."""
     from drpo_bench.losses.listing import print_losses
 
     print_losses(as_json)
+
+
+@losses_app.command("show")
+def losses_show(loss_id: Annotated[str, typer.Argument(metavar="ID", help="A loss, as in `losses list`.")]) -> None:
+    """One loss: formula, gradient, what it does beyond its boundary, source, parameters, presets."""
+    from drpo_bench.losses.listing import print_loss
+
+    print_loss(loss_id)
+
+
+@losses_app.command("plot")
+def losses_plot(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the figures and tables.")] = DEFAULT_OUT / "losses",
+) -> None:
+    """Gradient weight of every loss against the ratio and against pi - mu, and the table of weights; no training."""
+    from drpo_bench.analysis.weights import draw_weights
+    from drpo_bench.losses.curves import weight_rows
+    from drpo_bench.losses.listing import registry_rows
+
+    for path in draw_weights(weight_rows(), registry_rows(), out):
+        typer.echo(path)
+
+
+@losses_app.command("verify")
+def losses_verify(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Check every loss: closed-form gradients, limits, invariances, extreme inputs. Exit 1 if a check does not hold."""
+    from drpo_bench.verify.run import verify
+
+    if not verify(as_json):
+        raise typer.Exit(1)
 
 
 def mlflow_uri(out: Path) -> str:

@@ -24,6 +24,7 @@ NOTE_SIZE = 7.5
 LEFT, RIGHT, GAP = 0.66, 0.14, 0.16  # inches: beside the panels and between them
 LINE = 0.17  # inches of a line of text
 BANDS_UP_TO = 6  # lines in a panel; the bands of more hide each other
+DASHES_OF_TOKEN: dict[str, Any] = {"rare": "-", "frequent": (0, (2.5, 1.2))}  # in figures of gradient weights
 Styles = dict[tuple[str, str], tuple[str, LossStyle]]
 
 

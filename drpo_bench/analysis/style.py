@@ -57,6 +57,14 @@ STYLES: dict[str, LossStyle] = {
     "mask_drpo": LossStyle("Mask-DRPO", "#E69F00", "dashed", "o"),
     "drpo_no_abs_advantage": LossStyle("DRPO without |A|", "#882255", "dashdot", "p"),
     "penalty": LossStyle("Penalty", "#AA4466", "dashdotdot", "p"),
+    "vespo": LossStyle("VESPO", "#8C564B", "long", "P"),
+    "dro": LossStyle("DRO", "#9467BD", "dotted", "h"),
+    "relaxed_grpo": LossStyle("Relaxed GRPO", "#52B788", "dotted", "^"),
+    "dis": LossStyle("DIS", "#17BECF", "dashed", ">"),
+    "opsm": LossStyle("OPSM", "#2D6A4F", "dashdotdot", "<"),
+    "cppo": LossStyle("CPPO", "#4E79A7", "dotted", "s"),
+    "ipo": LossStyle("IPO", "#B07AA1", "dashed", "X"),
+    "neg_mask": LossStyle("Neg-mask", "#76B7B2", "dashdot", "v"),
 }
 # For ids that have no row yet: chosen by a hash of the id, so that no other loss has a say in it.
 SPARE_COLORS = ("#8C564B", "#9467BD", "#17BECF", "#BCBD22", "#E377C2", "#4E79A7", "#B07AA1", "#76B7B2")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from drpo_bench.config import canonical
@@ -101,7 +102,7 @@ def print_losses(as_json: bool) -> None:
     table = Table("id", "gradient g = d(-L)/d log pi", "parameters and defaults", "scope", "presets")
     for row in rows:
         presets = ", ".join(row["presets"])
-        table.add_row(row["id"], row["gradient"], parameter_text(row["parameters"]), row["scope"], presets)
+        table.add_row(row["id"], escape(row["gradient"]), parameter_text(row["parameters"]), row["scope"], presets)
     console.print(table)
 
 
@@ -111,7 +112,7 @@ def print_loss(loss_id: str) -> None:
     console.print(f"[bold]{doc.id}[/bold]  {doc.summary}\n", soft_wrap=True)
     facts = Table.grid(padding=(0, 2))
     for name in SECTIONS:
-        facts.add_row(f"[bold]{name.lower()}[/bold]", doc.sections[name])
+        facts.add_row(f"[bold]{name.lower()}[/bold]", escape(doc.sections[name]))
     reads = ", ".join(["mu", *doc.needs])
     facts.add_row("[bold]scope[/bold]", doc.scope)
     facts.add_row("[bold]reads[/bold]", f"{reads} (and the policy that train.anchor names)")

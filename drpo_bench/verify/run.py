@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.progress import track
 
 from drpo_bench.losses import LOSSES
 from drpo_bench.verify.checks import Check, checks_of
@@ -16,7 +17,7 @@ from drpo_bench.verify.shared import shared
 
 def all_checks() -> Iterator[Check]:
     """Every check of the library, in the order of the registry."""
-    for loss_id in LOSSES:
+    for loss_id in track(LOSSES, "losses", console=Console(stderr=True), transient=True):
         yield from checks_of(loss_id)
     yield from limits()
     yield from shared()
@@ -24,18 +25,20 @@ def all_checks() -> Iterator[Check]:
 
 def verify(as_json: bool) -> bool:
     """Run and print every check; True if all hold."""
-    console = Console()
+    console = Console(highlight=False)
     checks = []
-    table = Table("check", "largest error", "allowed", "", title="losses verify")
     for check in all_checks():
         checks.append(check)
-        mark = "[green]ok[/green]" if check.ok else "[red]FAILS[/red]"
-        table.add_row(check.name, f"{check.error:.1e}", f"{check.tolerance:.0e}", mark)
+        if not as_json:
+            mark = "[green]ok   [/green]" if check.ok else "[red]FAILS[/red]"
+            numbers = f"{check.error:.1e} of {check.tolerance:.0e}"
+            console.print(f"{mark} {escape(check.name):<76} {numbers}", soft_wrap=True)
     failed = [check for check in checks if not check.ok]
     if as_json:
         rows = [{"check": c.name, "error": str(c.error), "tolerance": c.tolerance, "ok": c.ok} for c in checks]
         console.print_json(json.dumps(rows))
     else:
-        console.print(table)
-        console.print(f"{len(checks)} checks, {len(failed)} fail")
+        console.print(
+            f"{len(checks)} checks of {len(LOSSES)} losses, {len(failed)} fail (largest error of allowed error)"
+        )
     return not failed
