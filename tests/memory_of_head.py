@@ -89,7 +89,7 @@ def main() -> None:
             scores = naive(model, hidden, targets, 0.7, topk_ids)
         (scores.logprobs.sum() + 0.1 * scores.entropy.sum()).backward()
     seconds = time.perf_counter() - begin
-    print(json.dumps({"kind": kind, "mib": peak.bytes / 2**20, "seconds": seconds}))
+    sys.stdout.write(json.dumps({"kind": kind, "mib": peak.bytes / 2**20, "seconds": seconds}) + "\n")
 
 
 if __name__ == "__main__":
