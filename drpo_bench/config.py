@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from drpo_bench.correction_configs import CorrectionConfig, NoCorrection
 from drpo_bench.loss_configs import AnchorName, DRPOConfig, LossConfig, Number
-from drpo_bench.loss_presets import apply_preset
+from drpo_bench.loss_presets import apply_preset, find_preset
 from drpo_bench.precision_configs import PrecisionConfig
 from drpo_bench.task_configs import ArithmeticConfig, Frozen, TaskConfig
 
@@ -164,7 +164,9 @@ class RunConfig(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _preset_written_out(cls, data: Any) -> Any:
-        return apply_preset(data) if isinstance(data, dict) else data
+        if not isinstance(data, dict):
+            return data
+        return apply_preset({"task": {"name": ArithmeticConfig().name}} | data)  # a preset may shape the task's rewards
 
     @model_validator(mode="after")
     def _correction_fits(self) -> RunConfig:
@@ -212,6 +214,9 @@ class RunConfig(Frozen):
     def warnings(self) -> list[str]:
         """What a user should know about this run before it starts, one line each."""
         found = self.loss.warnings()
+        if preset := find_preset(self.loss.id, self.loss.preset):
+            missing = "; ".join(preset.missing)
+            found.append(f"loss.preset = {self.loss.preset!r} of {self.loss.id} does not reproduce: {missing}")
         on_policy = self.train.updates_per_batch == 1 and (
             self.train.anchor == "prox" or (self.train.anchor == "old" and self.rollout.lag == 0)
         )

@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drpo_bench.errors import did_you_mean
-from drpo_bench.loss_configs import LOSS_IDS
-
-CONTROLLED = "controlled"
+from drpo_bench.loss_configs import CONTROLLED, LOSS_IDS
 
 
 @dataclass(frozen=True)

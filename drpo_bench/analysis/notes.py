@@ -17,6 +17,7 @@ def notes(results: Results, summary: pd.DataFrame) -> Iterator[str]:
     """Sentences about an experiment's data; `summary` are its labelled rows of the newest numerics version."""
     yield from lowprob_notes(summary)
     yield from results.problems
+    yield from warning_notes(summary)
     older = len(results.summary) - len(summary)
     if older:
         version = summary["numerics_version"].iloc[0]
@@ -45,6 +46,12 @@ def lowprob_notes(summary: pd.DataFrame) -> Iterator[str]:
         if len(shares):
             text = f"{shares.mean():.1%} (over runs: {shares.min():.1%} to {shares.max():.1%})"
         yield f"Share of sampled tokens with mu <= 0.01 in the first batch, {task}, {model}: {text}."
+
+
+def warning_notes(summary: pd.DataFrame) -> Iterator[str]:
+    """What the plan warned of, once for all runs that it is true of."""
+    for warning, runs in summary[summary["warnings"].fillna("") != ""].groupby("warnings", sort=False):
+        yield f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of {runs['loss_label'].iloc[0]}: {warning}."
 
 
 def pairing_notes(label: str, runs: pd.DataFrame) -> Iterator[str]:

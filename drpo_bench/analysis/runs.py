@@ -45,6 +45,7 @@ SUMMARY_COLUMNS: dict[str, type] = {
     "seconds": float,
     "setting": str,  # hash of everything that determines a run but its loss and seed
     "fields": str,  # what differs from the defaults, to tell settings apart in words
+    "warnings": str,  # what the plan said of the run
     "commit": str,
     "machine": str,
     "threads": int,
@@ -119,7 +120,7 @@ def identity_row(config: RunConfig, setting: str) -> Row:
         "task": config.task.name,
         "precision": config.precision.name,
         "loss": config.loss.id,
-        "loss_params": compact(config.loss.model_dump(exclude={"id"})),
+        "loss_params": compact(config.loss.settings),
         "lag": config.rollout.lag,
         "updates": config.train.updates_per_batch,
         "lr": config.train.lr,
@@ -128,6 +129,7 @@ def identity_row(config: RunConfig, setting: str) -> Row:
         "eval_problems": config.eval.problems,
         "setting": setting,
         "fields": differing_fields(config),
+        "warnings": "; ".join(config.warnings()),
     }
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from drpo_bench.loss_configs.base import AnchorName, LossBase, Number, Scope
+from drpo_bench.loss_configs.base import CONTROLLED, AnchorName, LossBase, Number, Scope
 from drpo_bench.loss_configs.clipped import (
     ClipCovConfig,
     DecoupledPPOConfig,
@@ -84,4 +84,4 @@ _AnyLoss = (
 LossConfig = Annotated[_AnyLoss, Field(discriminator="id")]
 LOSS_IDS: tuple[str, ...] = tuple(member.model_fields["id"].default for member in get_args(_AnyLoss))
 
-__all__ = ["LOSS_IDS", "AnchorName", "DRPOConfig", "LossBase", "LossConfig", "Number", "Scope"]
+__all__ = ["CONTROLLED", "LOSS_IDS", "AnchorName", "DRPOConfig", "LossBase", "LossConfig", "Number", "Scope"]

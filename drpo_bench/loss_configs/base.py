@@ -10,6 +10,7 @@ from pydantic import AllowInfNan, BeforeValidator, Field
 from drpo_bench.task_configs import Frozen
 
 Scope = Literal["token", "sequence", "minibatch"]
+CONTROLLED = "controlled"
 AnchorName = Literal["mu", "old", "prox"]
 
 
@@ -44,13 +45,23 @@ class LossBase(Frozen):
     corrects: ClassVar[bool] = True
 
     preset: str = Field(
-        default="controlled", description="controlled: losses differ in the loss alone; paper: the published settings."
+        default=CONTROLLED, description="controlled: losses differ in the loss alone; paper: the published settings."
     )
 
     @property
     def parameters(self) -> dict[str, object]:
         """The keyword arguments of the formula."""
         return self.model_dump(exclude={"id", "preset"})
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What tables show of it: the parameters that are set, and the preset unless it is the default."""
+        values = self.model_dump(exclude={"id"})
+        return {
+            name: value
+            for name, value in values.items()
+            if value is not None and (name != "preset" or value != CONTROLLED)
+        }
 
     @property
     def zero_advantage_zero_gradient(self) -> bool:

@@ -47,7 +47,7 @@ def print_plan(experiment: Experiment, out: Path, workers: int | None, force: bo
             minutes += cost.minutes or 0.0
             disk += cost.megabytes or 0.0
             unknown |= cost.minutes is None
-        params = " ".join(f"{key}={value}" for key, value in run.loss.model_dump(exclude={"id"}).items())
+        params = " ".join(f"{key}={value}" for key, value in run.loss.settings.items())
         axes = [str(field_of(run, axis, experiment.source)) for axis in varied]
         estimated = "?" if cost.minutes is None else f"{cost.minutes:.1f}"
         table.add_row(run.run_id, params, *axes, state, f"{cost.tokens / 1e6:.2f} M", estimated)
@@ -61,6 +61,14 @@ def print_plan(experiment: Experiment, out: Path, workers: int | None, force: bo
         highlight=False,
         soft_wrap=True,
     )
+    print_warnings(experiment)
+
+
+def print_warnings(experiment: Experiment) -> None:
+    """What a user should know before the runs start, each once, on standard error."""
+    console = Console(stderr=True, highlight=False)
+    for warning in dict.fromkeys(warning for run in experiment.runs for warning in run.warnings()):
+        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
 def run_experiment(
@@ -72,6 +80,7 @@ def run_experiment(
 
     check_folder(experiment, out)
     preflight(experiment)
+    print_warnings(experiment)
     console = Console()
     with owned_folder(experiment, out) as directory:
         todo = unfinished_runs(experiment, out, force)
