@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-fast lint check figures clean
+.PHONY: setup quickstart test test-fast lint check figures docs clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,11 @@ figures: $(STAMP)
 		test -e $$directory/summary.csv -o -d $$directory/runs || continue; \
 		$(BIN)/drpo-bench report $$directory || exit 1; \
 	done
+
+docs: $(STAMP)
+	$(BIN)/python -m drpo_bench.losses.docpage docs/losses.md
+	$(BIN)/drpo-bench losses plot --out docs/figures
+	rm -f docs/figures/weights*.pdf docs/figures/weights*.csv docs/figures/weights.md
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from drpo_bench.losses import LOSSES
+from drpo_bench.losses.docpage import ELSEWHERE, page
 from drpo_bench.metrics import BUCKETS
 from drpo_bench.records import RunDir, read_records
 from drpo_bench.trainer import train
@@ -18,6 +20,12 @@ def documented() -> set[str]:
     names = set(re.findall(r"`([A-Za-z0-9_./<>]+)`", (DOCS / "metrics.md").read_text()))
     short = {name for name in names if "/" not in name}
     return names | {f"{pair}/{name}" for pair in PAIRS for name in short}
+
+
+def test_the_page_of_losses_is_the_registry():
+    text = (DOCS / "losses.md").read_text()
+    assert text == "\n".join(page()).rstrip() + "\n", "run `make docs`"
+    assert set(ELSEWHERE) <= set(LOSSES)
 
 
 def test_every_logged_metric_is_documented(tiny_config, tmp_path, warmstart_cache):
