@@ -22,6 +22,7 @@ BUCKETS = (
     ("u_gt_0.9", 0.9, 1.0),
 )
 LOW_PROBABILITY = 0.01
+LARGE_SHIFT = 0.15  # DPPO's radius: the share of tokens beyond it, whatever the loss's own
 BAD_FALL = 0.5  # a negative token whose probability fell further than this
 
 
@@ -90,6 +91,7 @@ def offpolicy_metrics(x: Tensor, m: Tensor, advantages: Tensor, lengths: Sequenc
     log_ratio, shift, mu = (x - m).double(), probability_shift(x, m).abs().double(), m.exp()
     result["offpolicy/clamped_frac"] = float((log_ratio.abs() >= LOG_RATIO_LIMIT).double().mean())
     result["offpolicy/lowprob_frac"] = float((mu <= LOW_PROBABILITY).double().mean())
+    result["offpolicy/tv_large_frac"] = float((shift > LARGE_SHIFT).double().mean())
     parts = mu_buckets(mu) | {"pos": advantages > 0, "neg": advantages < 0}
     for name, chosen in parts.items():
         separator = "_" if name in ("pos", "neg") else "/"
@@ -123,6 +125,7 @@ def weight_metrics(gradients: Tensor, x: Tensor, anchor: Tensor, m: Tensor, adva
     result |= {
         "update/w_mean": float(weight.mean()),
         "update/w_absdev": float((weight - 1).abs().mean()),
+        "update/w_absdev_p99": float((weight - 1).abs().quantile(0.99)),
         "update/w_neg_frac": float((weight < 0).double().mean()),
         "update/w_max": float(weight.max()),
         "update/w_min": float(weight.min()),

@@ -41,6 +41,7 @@ def test_equal_policies_have_no_divergence_at_all():
 def test_buckets_and_signs_hold_their_own_tokens():
     values = offpolicy_metrics(X, M, torch.tensor([1.0, -1.0, 0.0, 1.0]), [4])
     assert values["offpolicy/lowprob_frac"] == 0.25
+    assert values["offpolicy/tv_large_frac"] == 0.5  # 0.3 and 0.2 of 0.3, 0.2, 0, 0.005
     assert values["offpolicy/tokens/u_le_0.01"] == 1
     assert values["offpolicy/tokens/u_0.1_0.5"] == 3
     assert values["offpolicy/tv_mean/u_le_0.01"] == pytest.approx(0.005)
@@ -67,6 +68,8 @@ def test_weights_are_those_of_the_loss():
     assert values["update/w_max"] == pytest.approx(max(weights))
     assert values["update/w_mean"] == pytest.approx(sum(weights) / 3)
     assert values["update/w_neg_frac"] == pytest.approx(1 / 3)
+    # |w - 1| = 1.2, 0.8, 0.02: between the largest two, 98% of the way
+    assert values["update/w_absdev_p99"] == pytest.approx(0.8 + 0.98 * 0.4)
     assert (values["update/tokens"], values["update/tokens_used"]) == (4, 3)
     assert values["update/clip_frac_pos"] == 0.0
     assert values["update/w_mean_pos"] == pytest.approx(weights[0])

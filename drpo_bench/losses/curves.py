@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, log10
 from typing import Any
 
 import torch
@@ -64,9 +64,10 @@ def weight_rows() -> list[dict[str, Any]]:
 def grid(mu: float) -> torch.Tensor:
     """Ratios at which pi stays below 1: even in the logarithm, and as many more even in pi itself."""
     top = min(RATIOS[1], 0.999 / mu)
-    in_log = torch.logspace(*torch.tensor([RATIOS[0], top]).log10().tolist(), POINTS, dtype=torch.float64)
+    in_log = torch.logspace(log10(RATIOS[0]), log10(top), POINTS, dtype=torch.float64)
     in_pi = torch.linspace(0.001, 0.999, POINTS, dtype=torch.float64) / mu
-    return torch.cat([in_log, in_pi]).unique()
+    points: torch.Tensor = torch.cat([in_log, in_pi]).unique()
+    return points
 
 
 def gradient_weights(loss: Loss, mu: float, ratio: torch.Tensor, advantage: float) -> torch.Tensor:

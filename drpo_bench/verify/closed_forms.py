@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from drpo_bench.verify.samples import Sample
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
