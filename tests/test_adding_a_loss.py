@@ -13,6 +13,7 @@ from drpo_bench.losses import LOSSES, surrogates
 from drpo_bench.losses.listing import SECTIONS, describe
 from drpo_bench.verify import closed_forms
 from drpo_bench.verify.checks import checks_of
+from drpo_bench.verify.variants import VARIANTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "adding-a-loss.md"
 
@@ -31,7 +32,7 @@ def huber(monkeypatch):
     monkeypatch.setitem(LOSSES, "huber", spec["huber"])
     form = eval("{" + closed_form + "}", {"np": closed_forms.np})
     monkeypatch.setitem(closed_forms.CLOSED_FORMS, "huber", form["huber"])
-    monkeypatch.setitem(closed_forms.VARIANTS, "huber", eval("{" + variants + "}")["huber"])
+    monkeypatch.setitem(VARIANTS, "huber", eval("{" + variants + "}")["huber"])
     return spec["huber"]
 
 

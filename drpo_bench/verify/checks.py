@@ -12,8 +12,9 @@ from torch import Tensor
 
 from drpo_bench.losses import LOSSES, Loss, make_loss
 from drpo_bench.types import Anchor, Tokens
-from drpo_bench.verify.closed_forms import CLOSED_FORMS, VARIANTS, closed_form, ppo_keeps
+from drpo_bench.verify.closed_forms import CLOSED_FORMS, closed_form, ppo_keeps
 from drpo_bench.verify.samples import Sample, gradient, leaf_at, make_sample
+from drpo_bench.verify.variants import VARIANTS
 
 ANCHORS: tuple[Anchor, ...] = ("mu", "old", "prox")
 # A hard mask drops these tokens: (log pi, log anchor, A) with a ratio beyond e^20 on the side that A pushes to.
