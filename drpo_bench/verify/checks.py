@@ -33,7 +33,7 @@ class Check:
     @property
     def ok(self) -> bool:
         """Whether it holds; an error that is not a number does not."""
-        return self.error <= self.tolerance
+        return bool(self.error <= self.tolerance)
 
 
 def relative_error(value: np.ndarray, expected: np.ndarray) -> float:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
+from drpo_bench.config import canonical
 from drpo_bench.losses import LOSSES
 from drpo_bench.verify.checks import Check, checks_of
 from drpo_bench.verify.limits import limits
@@ -35,7 +36,9 @@ def verify(as_json: bool) -> bool:
             console.print(f"{mark} {escape(check.name):<76} {numbers}", soft_wrap=True)
     failed = [check for check in checks if not check.ok]
     if as_json:
-        rows = [{"check": c.name, "error": str(c.error), "tolerance": c.tolerance, "ok": c.ok} for c in checks]
+        rows = [
+            {"check": c.name, "error": canonical(float(c.error)), "tolerance": c.tolerance, "ok": c.ok} for c in checks
+        ]
         console.print_json(json.dumps(rows))
     else:
         console.print(
