@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from drpo_bench.ops import kl_k1, kl_k3, probability_shift
+from drpo_bench.ops import kl_k1, kl_k3, probability_shift, topk_tv
 from drpo_bench.types import LOG_RATIO_LIMIT, Rollout
 
 BUCKETS = (
@@ -71,6 +71,16 @@ def divergence_metrics(group: str, x: Tensor, m: Tensor, lengths: Sequence[int])
     if len(x) > 1 and x.exp().std() > 0 and m.exp().std() > 0:
         result[f"{group}/pearson"] = float(torch.corrcoef(torch.stack([x.exp(), m.exp()]))[0, 1])
     return result
+
+
+def topk_metrics(group: str, pi: Tensor | None, topk: tuple[Tensor, Tensor] | None) -> dict[str, float]:
+    """Total variation over mu's top-k, the sampled token and the rest; nothing where the engine gave no top-k.
+
+    pi: logprobs [N, K+1] of the ids of `topk`, which is (ids, mu's logprobs).
+    """
+    if pi is None or topk is None:
+        return {}
+    return {f"{group}/topk_tv": float(topk_tv(pi, topk[1]).mean())}
 
 
 def effective_sample_share(log_weights: Tensor) -> Tensor:

@@ -45,22 +45,27 @@ def binary_kl(x: Tensor, m: Tensor) -> Tensor:
     return m.exp() * (m - x) + (1 - m.exp()) * (log_other_mu - log_other_pi)
 
 
+def listed(pi: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities (pi, mu) in float64 of listed tokens, from logprobs [N, K]; both 0 where mu's is -inf: no entry."""
+    absent = mu == -torch.inf
+    return pi.double().exp().masked_fill(absent, 0.0), mu.double().exp().masked_fill(absent, 0.0)
+
+
 def topk_tv(pi: Tensor, mu: Tensor) -> Tensor:
     """Total variation over K listed tokens and one bucket for all others: 1/2 sum |pi - mu|, float64 [N].
 
-    pi, mu: logprobs [N, K] of the same tokens, -inf in both where there is none. A lower bound of the full one.
+    pi, mu: logprobs [N, K] of the same tokens, mu's -inf where there is none. A lower bound of the full one.
     """
-    p, u = pi.double().exp(), mu.double().exp()
+    p, u = listed(pi, mu)
     return 0.5 * ((p - u).abs().sum(1) + (p.sum(1) - u.sum(1)).abs())
 
 
 def topk_kl(pi: Tensor, mu: Tensor) -> Tensor:
     """KL(mu || pi) over K listed tokens and one bucket for all others: sum mu log(mu / pi), float64 [N].
 
-    pi, mu: logprobs [N, K] of the same tokens, -inf in both where there is none. A lower bound of the full one.
+    pi, mu: logprobs [N, K] of the same tokens, mu's -inf where there is none. A lower bound of the full one.
     """
-    pi, mu = pi.double(), mu.double()
-    p, u = pi.exp(), mu.exp()
-    listed = torch.where(mu == -torch.inf, 0.0, u * (mu - pi)).sum(1)
+    p, u = listed(pi, mu)
+    terms = torch.where(mu == -torch.inf, 0.0, u * (mu.double() - pi.double())).sum(1)
     rest_p, rest_u = ((1 - q.sum(1)).clamp(min=TINY) for q in (p, u))
-    return listed + rest_u * (rest_u / rest_p).log()
+    return terms + rest_u * (rest_u / rest_p).log()

@@ -8,21 +8,34 @@ import torch
 from torch import Tensor
 
 from drpo_bench.batching import micro_batches
-from drpo_bench.head import score_tokens
+from drpo_bench.head import TokenScores, score_tokens
 from drpo_bench.models import Policy, response_hidden
 from drpo_bench.types import Rollout
 
 
 @torch.no_grad()
-def score(policy: Policy, rollouts: Sequence[Rollout], temperature: float, max_tokens: int) -> tuple[Tensor, Tensor]:
-    """(logprobs, entropy), float32 [N] each on the CPU, of all response tokens in the order of the rollouts."""
+def score(
+    policy: Policy,
+    rollouts: Sequence[Rollout],
+    temperature: float,
+    max_tokens: int,
+    topk_ids: Tensor | None = None,
+) -> TokenScores:
+    """Logprobs and entropy [N], and logprobs of `topk_ids` [N, K], of all response tokens in the order of the rollouts.
+
+    float32, on the CPU.
+    """
     total = sum(len(rollout.response_ids) for rollout in rollouts)
     logprobs, entropy = torch.empty(total), torch.empty(total)
+    topk_logprobs = None if topk_ids is None else torch.empty(topk_ids.shape)
     for batch in micro_batches(rollouts, range(len(rollouts)), max_tokens, policy.device):
         hidden = response_hidden(policy.model, batch.input_ids, batch.gather)
-        scores = score_tokens(policy.model, hidden, batch.targets, temperature, entropy=True)
-        assert scores.entropy is not None
         where = batch.flat.cpu()
+        ids = None if topk_ids is None else topk_ids[where].to(policy.device)
+        scores = score_tokens(policy.model, hidden, batch.targets, temperature, ids, entropy=True)
+        assert scores.entropy is not None
         logprobs[where] = scores.logprobs.cpu()
         entropy[where] = scores.entropy.cpu()
-    return logprobs, entropy
+        if topk_logprobs is not None and scores.topk_logprobs is not None:
+            topk_logprobs[where] = scores.topk_logprobs.cpu()
+    return TokenScores(logprobs, entropy, topk_logprobs)

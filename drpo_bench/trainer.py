@@ -18,8 +18,9 @@ from drpo_bench.collect import Collector
 from drpo_bench.config import NUMERICS_VERSION, SCHEMA_VERSION, RunConfig, canonical
 from drpo_bench.environment import describe_environment
 from drpo_bench.evaluate import Evaluator
+from drpo_bench.head import TokenScores
 from drpo_bench.losses import make_loss
-from drpo_bench.metrics import divergence_metrics, offpolicy_metrics
+from drpo_bench.metrics import divergence_metrics, offpolicy_metrics, topk_metrics
 from drpo_bench.models import Policy
 from drpo_bench.models import load_checkpoint as load_pretrained
 from drpo_bench.ops import kl_k3
@@ -111,8 +112,10 @@ class Trainer:
         self.sampled_tokens += sum(batch.lengths)
         if self.is_measured(number) or "old" in config.needs:
             with self.timed("mismatch"):
-                batch.old_logprobs, _ = self.score(batch)
-            mismatch = divergence_metrics("mismatch", batch.old_logprobs, batch.mu_logprobs, batch.lengths)
+                old = self.score(batch)
+            batch.old_logprobs = old.logprobs
+            mismatch = divergence_metrics("mismatch", old.logprobs, batch.mu_logprobs, batch.lengths)
+            mismatch |= topk_metrics("mismatch", old.topk_logprobs, batch.topk)
             check_mismatch(mismatch["mismatch/logprob_absdiff_mean"], config.precision)
             batch.metrics |= mismatch
         return batch
@@ -123,30 +126,35 @@ class Trainer:
         measured, prox_logprobs, ref_logprobs = self.is_measured(batch.step), None, None
         if measured or "prox" in config.needs:
             with self.timed("staleness"):
-                prox_logprobs, entropy = self.score(batch)
-            record["policy/entropy"] = float(entropy.double().mean())
+                prox = self.score(batch)
+            assert prox.entropy is not None
+            prox_logprobs = prox.logprobs
+            record["policy/entropy"] = float(prox.entropy.double().mean())
         if self.reference is not None:
             with self.timed("reference"):
-                ref_logprobs, _ = self.score(batch, self.reference)
+                ref_logprobs = self.score(batch, self.reference).logprobs
         flat = flatten(batch, config.train.advantage, self.device, prox_logprobs, ref_logprobs)
         with self.timed("update"):
             record |= Updater(self.policy, self.optimizer, self.loss, batch, flat, config).run()
         if measured:
             assert prox_logprobs is not None and batch.old_logprobs is not None
             with self.timed("drift"):
-                after, _ = self.score(batch)
+                scores = self.score(batch)
+            after = scores.logprobs
             if ref_logprobs is not None:
                 record["reference/k3"] = float(kl_k3(ref_logprobs.double(), after.double()).mean())
             mu, lengths = batch.mu_logprobs, batch.lengths
             record |= divergence_metrics("staleness", prox_logprobs, batch.old_logprobs, lengths)
             record |= divergence_metrics("drift", after, prox_logprobs, lengths)
             record |= offpolicy_metrics(after, mu, flat.advantages.cpu(), lengths)
+            record |= topk_metrics("offpolicy", scores.topk_logprobs, batch.topk)
         return record
 
-    def score(self, batch: RolloutBatch, policy: Policy | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logprobs, entropy) [N] of the batch under the current policy, or another."""
-        config = self.config
-        return score(policy or self.policy, batch.rollouts, config.rollout.temperature, config.train.microbatch_tokens)
+    def score(self, batch: RolloutBatch, policy: Policy | None = None) -> TokenScores:
+        """What the current policy, or another, says of the batch's response tokens and of mu's top-k at each."""
+        temperature, budget = self.config.rollout.temperature, self.config.train.microbatch_tokens
+        topk_ids = None if batch.topk is None else batch.topk[0]
+        return score(policy or self.policy, batch.rollouts, temperature, budget, topk_ids)
 
     def is_measured(self, number: int) -> bool:
         """Whether mismatch, staleness and drift of batch `number` are measured; the first always is."""

@@ -85,6 +85,12 @@ def engine_of(model, preset):
     return TorchEngine(model, PrecisionConfig.model_validate(preset).rollout, CPU)
 
 
+@pytest.fixture
+def emulating(monkeypatch):
+    """This processor multiplies fp32 only, whatever it really has."""
+    monkeypatch.setattr(precision, "is_native", lambda dtype, device: dtype == "fp32")
+
+
 def ids(groups):
     return [[r.token_ids for r in group] for group in groups]
 
@@ -96,7 +102,7 @@ def test_fp32_equals_the_module(prompts, tied):
 
 
 @pytest.mark.parametrize("preset", ["bf16", "fp16", "fp8_rollout"])
-def test_emulated_precisions_equal_the_module_but_for_flipped_roundings(model, preset):
+def test_emulated_precisions_equal_the_module_but_for_flipped_roundings(model, preset, emulating):
     engine = engine_of(model, preset)
     assert engine.rounding.needs_hooks
     fast = difference(engine)
@@ -129,7 +135,7 @@ def test_the_samples_are_the_modules(model, prompts, temperature, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_shared_engine_sees_every_change_of_the_policy(dtype):
+def test_a_shared_engine_sees_every_change_of_the_policy(dtype, emulating):
     policy = Policy(sharpened(build_model(ModelConfig(), vocab_size=60, seed=0)), dtype, CPU)
     engine, sampling = TorchEngine.shared(policy.model, CPU, policy.dtype), Sampling(1.0, 16, (2,))
     assert engine.emulated == policy.emulated
@@ -169,7 +175,7 @@ def test_other_kinds_of_qwen3_take_the_plain_path(changes):
     assert not supports(qwen3(**changes), Rounding())
 
 
-def test_hooks_that_the_rounding_does_not_tell_of_take_the_plain_path(model):
+def test_hooks_that_the_rounding_does_not_tell_of_take_the_plain_path(model, emulating):
     emulated = Policy(model, "bf16", CPU).model
     assert not supports(emulated, Rounding()) and supports(emulated, Rounding("bf16"))
     assert not supports(model, Rounding("bf16")) and supports(model, Rounding())
@@ -183,5 +189,5 @@ def test_another_architecture_takes_the_plain_path_and_its_logprobs_are_the_trai
     rollouts = [
         Rollout(i, tuple(RAGGED[i]), r.token_ids, r.logprobs, r.truncated, 0) for i in range(3) for r in groups[i]
     ]
-    logprobs, _ = score(Policy(model, "fp32", CPU), rollouts, 0.6, max_tokens=64)
+    logprobs = score(Policy(model, "fp32", CPU), rollouts, 0.6, max_tokens=64).logprobs
     assert (logprobs - torch.cat([r.mu_logprobs for r in rollouts])).abs().max() < 1e-5

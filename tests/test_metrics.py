@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from drpo_bench.losses import make_loss
-from drpo_bench.metrics import divergence_metrics, offpolicy_metrics, rollout_metrics, weight_metrics
+from drpo_bench.metrics import divergence_metrics, offpolicy_metrics, rollout_metrics, topk_metrics, weight_metrics
 from drpo_bench.types import Rollout, Tokens
 
 X = torch.tensor([0.6, 0.2, 0.5, 0.005]).log()
@@ -29,6 +29,15 @@ def test_divergences_by_hand():
     assert values["g/ess_token"] == pytest.approx(4**2 / (4 * 5.5))
     assert values["g/ess_seq"] == pytest.approx(1.5**2 / (2 * 1.25))  # sequence ratios 1 and 1/2
     assert values["g/seq_logratio_p50"] == pytest.approx(-log2 / 2)
+
+
+def test_top_k_total_variation_by_hand():
+    # The sampled token is among the two of the first row, and not among those of the second.
+    mu = torch.tensor([[0.5, 0.3, 0.0], [0.5, 0.3, 0.1]]).log()
+    pi = torch.tensor([[0.2, 0.5, 0.2], [0.2, 0.5, 0.3]]).log()  # rests 0.3 and 0.0, of mu 0.2 and 0.1
+    expected = ((0.3 + 0.2 + 0.1) / 2 + (0.3 + 0.2 + 0.2 + 0.1) / 2) / 2
+    assert topk_metrics("g", pi, (torch.zeros(2, 3), mu)) == {"g/topk_tv": pytest.approx(expected)}
+    assert topk_metrics("g", None, None) == {}
 
 
 def test_equal_policies_have_no_divergence_at_all():

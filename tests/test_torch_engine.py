@@ -47,7 +47,7 @@ def mismatch(model, preset, temperature=1.0):
     precision = PrecisionConfig.model_validate(preset)
     engine = TorchEngine(model, precision.rollout, CPU)
     rollouts = rollouts_of(engine.generate(PROMPTS, 4, SEEDS, sampling(temperature)))
-    logprobs, _ = score(Policy(model, precision.trainer, CPU), rollouts, temperature, max_tokens=64)
+    logprobs = score(Policy(model, precision.trainer, CPU), rollouts, temperature, max_tokens=64).logprobs
     return (logprobs - torch.cat([r.mu_logprobs for r in rollouts])).abs()
 
 
@@ -66,7 +66,7 @@ def test_lower_precisions_differ_by_what_their_rounding_explains(model, preset, 
 def test_wrong_temperature_would_be_seen(model):
     engine = TorchEngine(model, PrecisionConfig.model_validate("fp32").rollout, CPU)
     rollouts = rollouts_of(engine.generate(PROMPTS, 4, SEEDS, sampling(0.6)))
-    logprobs, _ = score(Policy(model, "fp32", CPU), rollouts, 1.0, max_tokens=64)
+    logprobs = score(Policy(model, "fp32", CPU), rollouts, 1.0, max_tokens=64).logprobs
     assert (logprobs - torch.cat([r.mu_logprobs for r in rollouts])).abs().mean() > 0.05
 
 

@@ -36,11 +36,11 @@ def moved(request, tmp_path_factory):
     with torch.no_grad():
         for parameter in trainer.policy.master.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    prox, _ = trainer.score(batch)
+    prox = trainer.score(batch).logprobs
     with torch.no_grad():
         for parameter in trainer.policy.master.parameters():
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
-    reference, _ = trainer.score(batch, trainer.reference)
+    reference = trainer.score(batch, trainer.reference).logprobs
     return trainer, batch, flatten(batch, "mean", trainer.device, prox, reference)
 
 
@@ -165,6 +165,8 @@ def test_trainer_and_engine_agree_on_the_top_k_of_equal_weights(moved):
     updater = Updater(again.policy, trainer.optimizer, make_loss("dppo_topk_kl", k=4), batch, flat, trainer.config)
     [padded] = updater.micro_batches(range(len(batch.rollouts)))
     tokens, _ = updater.forward(padded, torch.ones(len(batch.rollouts)))
+    assert batch.metrics["mismatch/topk_tv"] < 1e-6
+    assert trainer.score(batch, trainer.reference).topk_logprobs[padded.flat].equal(tokens.topk_logprobs)
     present = tokens.topk_mu_logprobs > -torch.inf
     difference = (tokens.topk_logprobs - tokens.topk_mu_logprobs)[present]
     assert difference.abs().max() < 1e-4

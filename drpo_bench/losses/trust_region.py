@@ -62,18 +62,17 @@ def dppo_kl_loss(
 
 
 def topk_pair(tokens: Tokens, replace: bool) -> tuple[Tensor, Tensor]:
-    """(pi, mu) logprobs [N, K+1] of the outcomes that are told apart, -inf where one is not.
+    """(pi, mu) logprobs [N, K+1] of the outcomes that are told apart; mu's is -inf where there is none.
 
     `replace`: the released code keeps exactly K ids; the sampled one takes the K-th's place where it is not among them.
     """
     pi, mu = tokens.topk_logprobs, tokens.topk_mu_logprobs
     if pi is None or mu is None:
         raise ValueError("topk_logprobs and topk_mu_logprobs are needed (rollouts with mu's top-k): None given")
-    absent = mu == -torch.inf
     if replace:
-        absent = absent.clone()
-        absent[:, -2] |= ~absent[:, -1]
-    return pi.masked_fill(absent, -torch.inf), mu.masked_fill(absent, -torch.inf)
+        mu = mu.clone()
+        mu[:, -2].masked_fill_(mu[:, -1] > -torch.inf, -torch.inf)
+    return pi, mu
 
 
 def dppo_topk_tv_loss(
