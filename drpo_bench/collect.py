@@ -32,7 +32,7 @@ class Group:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether some of its answers are right and some are not: the others have no advantage."""
+        """Whether some of its answers are right and some are not: otherwise correctness gives it no advantage."""
         return len({verdict.status == "correct" for verdict in self.verdicts}) > 1
 
 
@@ -50,6 +50,7 @@ class Collector:
         self.config, self.task, self.codec, self.engine, self.timed = config, task, codec, engine, timed
         rollout = config.rollout
         self.sampling = Sampling(rollout.temperature, rollout.max_new_tokens, codec.stop_ids, config.loss.topk)
+        self.sampled_tokens = 0  # of everything sampled, also of what dynamic sampling drops; the caller resets it
         self.rounds = rollout.max_sampling_rounds if rollout.dynamic_sampling else 1
 
     def collect(self, number: int, policy: Policy, version: int) -> RolloutBatch:
@@ -97,6 +98,7 @@ class Collector:
         seeds = sample_seeds(config.seed, purpose, number, count, group_size)
         with self.timed("rollout"):
             responses = self.engine.generate(prompts, group_size, seeds, self.sampling)
+        self.sampled_tokens += sum(len(response.token_ids) for row in responses for response in row)
         with self.timed("grading"):
             verdicts = grade(self.task, self.codec, problems, responses)
         return [

@@ -18,7 +18,7 @@ from drpo_bench.precision_configs import PrecisionConfig
 from drpo_bench.task_configs import ArithmeticConfig, Frozen, TaskConfig
 
 SCHEMA_VERSION = 1  # of config.json: raised when a field changes its name or meaning
-NUMERICS_VERSION = 1  # of the numbers: raised when the same config gives other results than before
+NUMERICS_VERSION = 2  # of the numbers: raised when the same config gives other results than before
 
 SIZES = ("nano", "micro", "mini", "small")
 
@@ -166,7 +166,8 @@ class RunConfig(Frozen):
     def _preset_written_out(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        return apply_preset({"task": {"name": ArithmeticConfig().name}} | data)  # a preset may shape the task's rewards
+        # Tables whose class is told by a tag: a preset may set fields in them.
+        return apply_preset({"task": {"name": ArithmeticConfig().name}, "correction": {"id": "none"}} | data)
 
     @model_validator(mode="after")
     def _correction_fits(self) -> RunConfig:
@@ -194,6 +195,10 @@ class RunConfig(Frozen):
         """The fields that determine the result, as canonical data."""
         unused: dict[str, Any] = {} if self.model.from_scratch else {"warmstart": True}
         unused |= {"experiment": True, "checkpoint": True, "loss": {"preset"}}  # a preset is written out
+        if not self.rollout.dynamic_sampling:
+            unused["rollout"] = {"max_sampling_rounds"}
+        if self.task.overlong_penalty == 0:
+            unused["task"] = {"overlong_buffer"}
         data = canonical(self.model_dump(exclude=unused))
         assert isinstance(data, dict)
         return data | {"schema_version": SCHEMA_VERSION}
@@ -215,15 +220,15 @@ class RunConfig(Frozen):
         """What a user should know about this run before it starts, one line each."""
         found = self.loss.warnings()
         if preset := find_preset(self.loss.id, self.loss.preset):
-            missing = "; ".join(preset.missing)
+            missing = "; ".join(preset.not_reproduced)
             found.append(f"loss.preset = {self.loss.preset!r} of {self.loss.id} does not reproduce: {missing}")
         on_policy = self.train.updates_per_batch == 1 and (
             self.train.anchor == "prox" or (self.train.anchor == "old" and self.rollout.lag == 0)
         )
-        if on_policy and self.loss.corrects:
+        if on_policy and self.loss.corrects and not self.loss.needs:
             found.append(
                 f"train.anchor = {self.train.anchor!r} with one update a batch: the ratio is 1 at every update, so "
-                f"{self.loss.id} is the plain policy gradient"
+                f"the clip, mask or penalty of {self.loss.id} on it never acts"
             )
         return found
 

@@ -25,9 +25,9 @@ class CorrectionBase(Frozen):
         """Why it does not go with a loss and an anchor, naming the field, or None."""
         if self.id == "none":
             return None
-        if self.level == "token" and loss.scope == "sequence":
+        if self.level == "token" and loss.sequence_ratio:
             return (
-                f"correction.id: {self.id} is a token-level correction and {loss_id} a loss of whole responses; "
+                f"correction.id: {self.id} is a token-level correction and {loss_id} has a ratio of whole responses; "
                 "use tis_seq, mis_seq, geo_rs, k3_rs or outlier"
             )
         if self.weighs and loss.corrects and anchor == "mu":

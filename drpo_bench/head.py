@@ -7,13 +7,14 @@ Rows go through the head in chunks; with gradient, each chunk's logits are compu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from drpo_bench.models import head_logits
+from drpo_bench.models import float32_head
 from drpo_bench.ops import scale_logits
 
 if TYPE_CHECKING:
@@ -51,24 +52,24 @@ def score_tokens(
     """
     budget = chunk_elements or CHUNK_ELEMENTS[hidden.device.type]
     rows = max(1, budget // model.get_output_embeddings().weight.shape[0])
+    head = float32_head(model, hidden.dtype)
 
     def of_chunk(inputs: Tensor, ids: Tensor, more_ids: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        scaled = scale_logits(head_logits(model, inputs), temperature)
-        normaliser = scaled.logsumexp(-1)
-        logprobs = scaled.gather(-1, ids[:, None]).squeeze(-1) - normaliser
-        spread = normaliser - (scaled.softmax(-1) * scaled).sum(-1) if entropy else None
-        further = None if more_ids is None else scaled.detach().gather(-1, more_ids) - normaliser.detach()[:, None]
-        return logprobs, spread, further
+        log_probs = scale_logits(head(inputs), temperature).log_softmax(-1)  # [rows, V]
+        chosen = log_probs.gather(-1, ids[:, None]).squeeze(-1)
+        spread = -(log_probs.exp() * log_probs).sum(-1) if entropy else None
+        further = None if more_ids is None else log_probs.detach().gather(-1, more_ids)
+        return chosen, spread, further
 
     if len(hidden) <= rows:
         return TokenScores(*of_chunk(hidden, targets, topk_ids))
-    parts = []
-    for start in range(0, len(hidden), rows):
-        chunk = slice(start, start + rows)
-        more_ids = None if topk_ids is None else topk_ids[chunk]
-        parts.append(
-            checkpoint(of_chunk, hidden[chunk], targets[chunk], more_ids, use_reentrant=False, preserve_rng_state=False)
-        )
+    chunks = zip(
+        hidden.split(rows),
+        targets.split(rows),
+        repeat(None) if topk_ids is None else topk_ids.split(rows),
+        strict=False,
+    )
+    parts = [checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
     logprobs, spread, further = zip(*parts, strict=True)
     return TokenScores(
         torch.cat(logprobs),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,11 +95,19 @@ def response_logits(model: PreTrainedModel, input_ids: Tensor, gather: Tensor) -
 
 def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """The model's head in float32: [N, H] -> [N, V]."""
+    return float32_head(model, hidden.dtype)(hidden)
+
+
+def float32_head(model: PreTrainedModel, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The head as a function of hidden states of this dtype, whose weight is cast to float32 once.
+
+    So the gradients of several calls add up in float32. In float32 it is the module itself, with its hooks.
+    """
     head = model.get_output_embeddings()
-    if hidden.dtype == torch.float32:
-        return head(hidden)  # type: ignore[no-any-return]
-    bias = None if head.bias is None else head.bias.float()
-    return F.linear(hidden.float(), head.weight.float(), bias)
+    if dtype in (torch.float32, torch.float64):
+        return head  # type: ignore[no-any-return]
+    weight, bias = head.weight.float(), None if head.bias is None else head.bias.float()
+    return lambda hidden: F.linear(hidden.float(), weight, bias)
 
 
 class Policy:

@@ -37,12 +37,14 @@ def probability_shift(x: Tensor, m: Tensor) -> Tensor:
 def binary_kl(x: Tensor, m: Tensor) -> Tensor:
     """KL(mu || pi) of two outcomes, the sampled token or any other, from its logprobs x = log pi and m = log mu; [N].
 
-    Exact, not an estimate. In float64: near p = 1 the difference of two float32 numbers would be noise.
+    Exact, not an estimate, and in float64: near p = 1 the difference of two float32 numbers would be noise. What the
+    logprobs' own format resolves of 1 - p is added to both complements, so that with respect to x the gradient is
+    (p - u) / (1 - p), and 0 where both round to 1.
     """
+    resolution = torch.finfo(x.dtype).eps
     x, m = x.double(), m.double()
-    log_other_pi = (-torch.expm1(x)).clamp(min=TINY).log()
-    log_other_mu = (-torch.expm1(m)).clamp(min=TINY).log()
-    return m.exp() * (m - x) + (1 - m.exp()) * (log_other_mu - log_other_pi)
+    other_pi, other_mu = (resolution - torch.expm1(logprobs) for logprobs in (x, m))
+    return m.exp() * (m - x) + other_mu * (other_mu / other_pi).log()
 
 
 def listed(pi: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:

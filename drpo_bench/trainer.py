@@ -46,7 +46,6 @@ class Trainer:
         self.config, self.run_dir = config, run_dir
         self.device = torch.device(config.runtime.device)
         self.clock: dict[str, float] = {}  # seconds by phase since the last record
-        self.sampled_tokens = 0  # since the last record
         self.started, self.time_before = time.monotonic(), 0.0
         drop_other_numerics(run_dir)
         run_dir.path.mkdir(parents=True, exist_ok=True)
@@ -63,9 +62,10 @@ class Trainer:
         self.reference: Policy | None = None  # the initial policy, where the loss is penalised for leaving it
         if "ref" in config.needs:
             self.reference = Policy(copy.deepcopy(model), config.precision.trainer, self.device)
+            self.reference.master = self.reference.model.requires_grad_(False)  # never trained: one copy is enough
         self.policy = Policy(model, config.precision.trainer, self.device)
         self.optimizer = Optimizer(self.policy, config.train)
-        params = config.loss.model_dump(exclude={"id"})
+        params = config.loss.model_dump(exclude={"id", "preset"})
         self.loss = make_loss(config.loss.id, config.train.anchor, config.correction, **params)
         self.collector = Collector(config, self.task, self.codec, self.engine, self.timed)
         rollout = config.rollout
@@ -109,7 +109,6 @@ class Trainer:
         """Sample and grade rollout batch `number` with the current weights; measure the mismatch."""
         config = self.config
         batch = self.collector.collect(number, self.policy, version=self.step)
-        self.sampled_tokens += sum(batch.lengths)
         if self.is_measured(number) or "old" in config.needs:
             with self.timed("mismatch"):
                 old = self.score(batch)
@@ -170,12 +169,12 @@ class Trainer:
     def record(self, values: dict[str, Any]) -> None:
         """Append the record of the current step; phases' seconds since the last one under `time/`."""
         times = {f"time/{phase}": seconds for phase, seconds in self.clock.items()}
-        if self.sampled_tokens:
-            times["perf/rollout_tokens_per_s"] = self.sampled_tokens / self.clock["rollout"]
+        if self.collector.sampled_tokens:
+            times["perf/rollout_tokens_per_s"] = self.collector.sampled_tokens / self.clock["rollout"]
         if self.clock.get("update"):
             times["perf/update_tokens_per_s"] = values["response/tokens"] / self.clock["update"]
         self.clock.clear()
-        self.sampled_tokens = 0
+        self.collector.sampled_tokens = 0
         line = {"step": self.step, "time_s": self.seconds()} | dict(sorted(values.items())) | times
         append_record(self.run_dir.metrics, line)
         self.run_dir.set_status("running", **self.progress())

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from drpo_bench.ops import probability_shift
+
 Anchor = Literal["mu", "old", "prox"]
 LOG_RATIO_LIMIT = 20.0  # log-ratios are clamped here before exp, as in the published code
 
@@ -75,7 +77,7 @@ class Tokens:
 
     def shift(self, policy: Anchor | None = None) -> Tensor:
         """pi - anchor of the sampled token's probability, without gradient: the binary total variation, signed."""
-        return self.logprobs.detach().exp() - self.logprobs_of(policy or self.anchor).exp()
+        return probability_shift(self.logprobs.detach(), self.logprobs_of(policy or self.anchor))
 
     def lengths(self) -> list[int]:
         """Response tokens of each rollout, in order."""
@@ -91,8 +93,9 @@ class Tokens:
 
         Padded rows and not a scatter: its order of additions, and so its last bit, would depend on the run.
         """
-        lengths = torch.tensor(self.lengths(), device=values.device)
-        return self.by_rollout(values).sum(1).repeat_interleave(lengths)
+        rows = self.by_rollout(values)
+        present = self.by_rollout(torch.ones_like(self.rollout_index)) > 0
+        return rows.sum(1, keepdim=True).expand_as(rows)[present]
 
     def sequence_mean(self, values: Tensor) -> Tensor:
         """The mean of each rollout's values, repeated on each of its tokens: [N] -> [N]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -37,8 +37,12 @@ class FlatTokens:
 
     def at(self, places: Tensor) -> FlatTokens:
         """The tokens at these places."""
+        return self.each(lambda values: values[places])
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> FlatTokens:
+        """Every quantity that is there, changed."""
         present = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        return replace(self, **{name: value[places] for name, value in present.items()})
+        return replace(self, **{name: change(value) for name, value in present.items()})
 
 
 def flatten(
@@ -51,8 +55,17 @@ def flatten(
     """Everything the losses read, one value a response token."""
     per_rollout = group_advantages(batch.rewards, advantage).flatten()
     advantages = per_rollout.repeat_interleave(torch.tensor(batch.lengths))
-    constants = (advantages, batch.mu_logprobs, batch.old_logprobs, prox_logprobs, ref_logprobs)
-    return FlatTokens(*(None if t is None else t.to(device) for t in (*constants, *(batch.topk or (None, None)))))  # type: ignore[arg-type]
+    topk_ids, topk_mu_logprobs = batch.topk or (None, None)
+    tokens = FlatTokens(
+        advantages=advantages,
+        mu_logprobs=batch.mu_logprobs,
+        old_logprobs=batch.old_logprobs,
+        prox_logprobs=prox_logprobs,
+        ref_logprobs=ref_logprobs,
+        topk_ids=topk_ids,
+        topk_mu_logprobs=topk_mu_logprobs,
+    )
+    return tokens.each(lambda values: values.to(device))
 
 
 class Updater:

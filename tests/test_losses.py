@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from drpo_bench.correction_configs import MISSeq, TISSeq, TISToken
 from drpo_bench.loss_configs import LOSS_IDS
 from drpo_bench.losses import LOSSES, make_loss
+from drpo_bench.losses.covariance import token_keys
 from drpo_bench.losses.listing import SECTIONS, describe, registry_rows
 from drpo_bench.types import Tokens
 from drpo_bench.verify.checks import PER_LOSS
@@ -192,6 +193,27 @@ def test_mistakes_are_named():
         make_loss("drpo", anchor="prox")(make_tokens(P, U, 1.0))
     with pytest.raises(ValueError, match="topk_logprobs"):
         make_loss("dppo_topk_kl")(make_tokens(P, U, 1.0))
+
+
+def test_binary_kl_of_a_saturated_token_pushes_nothing():
+    tokens = make_tokens([1.0, 0.3], [1.0, 0.3], [1.0, 1.0])
+    for dtype in (torch.float32, torch.float64):
+        x = tokens.logprobs.detach().to(dtype).requires_grad_()
+        own = Tokens(x, x.detach(), tokens.advantages.to(dtype), tokens.rollout_index, tokens.weights.to(dtype))
+        assert gradient(make_loss("penalty", kind="binary_kl"), own).tolist() == pytest.approx([1.0, 1.0], rel=1e-6)
+
+
+def test_choices_of_neighbouring_seeds_and_steps_have_nothing_in_common():
+    count = 1000
+    tokens = make_tokens(torch.linspace(0.1, 0.9, count), torch.linspace(0.9, 0.1, count), torch.ones(count))
+    one, other = token_keys(tokens, 5), token_keys(tokens, 6)
+    assert len(set(one.tolist())) == count
+    assert not set(one.tolist()) & set(other.tolist())
+    assert token_keys(tokens, 10**40).shape == (count,)
+    first = set(one.argsort()[:100].tolist())
+    for shift in (-1, 0, 1):
+        again = {place + shift for place in other.argsort()[:100].tolist()}
+        assert len(first & again) < 25  # 10 by chance
 
 
 def test_minibatch_losses_choose_by_seed():

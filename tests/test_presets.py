@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from drpo_bench.config import RunConfig, canonical, load_run_config
 from drpo_bench.errors import UserError
 from drpo_bench.loss_presets import PRESETS
-from drpo_bench.losses import LOSSES
+from drpo_bench.losses import LOSSES, make_loss
 from drpo_bench.sweep.plan import load_experiment
 
 BASE = {"experiment": {"name": "x"}}
@@ -24,13 +24,14 @@ def config(**fields):
 def test_every_preset_resolves_and_its_config_is_replayable(loss_id, name):
     run = config(loss={"id": loss_id, "preset": name})
     preset = PRESETS[loss_id][name]
+    assert set(preset.parameters) == set(type(run.loss).model_fields) - {"id", "preset"}  # no default has a say
     for key, value in preset.parameters.items():
-        assert canonical(getattr(run.loss, key)) == value
+        assert getattr(run.loss, key) == value
     for dotted, value in preset.fields.items():
         table, field = dotted.split(".")
         assert getattr(getattr(run, table), field) == value
     assert load_run_config(json.loads(json.dumps(canonical(run.model_dump())))) == run
-    assert preset.missing
+    assert RunConfig.model_validate(run.model_dump()) == run
     assert any("does not reproduce" in warning for warning in run.warnings())
 
 
@@ -44,11 +45,25 @@ def test_a_preset_is_written_out_and_not_part_of_the_identity():
     assert by_name.run_id != config(loss={"id": "dppo_tv"}).run_id
 
 
+def test_a_preset_reaches_tables_that_are_objects():
+    from drpo_bench.config import TrainConfig
+    from drpo_bench.loss_configs.clipped import GRPOConfig
+
+    by_name = config(loss={"id": "grpo", "preset": "paper"})
+    assert config(loss=GRPOConfig(preset="paper")) == by_name
+    assert config(loss=GRPOConfig(preset="paper"), train=TrainConfig()) == by_name
+    with pytest.raises(ValidationError, match=r"train\.kl_coef is 0\.5"):
+        config(loss=GRPOConfig(preset="paper"), train=TrainConfig(kl_coef=0.5))
+    assert config(loss={"id": "minirl", "preset": "paper", "ratio_cap": float("inf")}).loss.ratio_cap == float("inf")
+    with pytest.raises(ValueError, match="preset: sets more than the loss"):
+        make_loss("grpo", preset="paper")
+
+
 def test_published_settings_of_the_methods():
     dapo = config(loss={"id": "grpo", "preset": "dapo"})
     assert (dapo.train.aggregation, dapo.train.advantage, dapo.train.anchor) == ("token_mean", "group_std", "old")
     assert dapo.rollout.dynamic_sampling
-    assert dapo.task.overlong_penalty == 1.0
+    assert dapo.task.overlong_penalty == 0.5
     grpo = config(loss={"id": "grpo", "preset": "paper"})
     assert (grpo.train.aggregation, grpo.train.kl_coef, grpo.loss.clip_high) == ("seq_mean_token_mean", 0.04, 0.2)
     dr_grpo = config(loss={"id": "grpo", "preset": "dr_grpo"})
@@ -68,10 +83,19 @@ def test_published_settings_of_the_methods():
             {"loss": {"id": "gspo", "preset": "paper"}, "train": {"advantage": "mean"}},
             r"train\.advantage is 'mean', but loss\.preset = 'paper' sets it to 'group_std'",
         ),
+        (
+            {"loss": {"id": "drpo", "preset": "paper"}, "train": {"kl_coef": 0.3}},
+            r"train\.kl_coef is 0\.3, but loss\.preset = 'paper' sets it to 0\.0",
+        ),
+        (
+            {"loss": {"id": "drpo", "preset": "paper"}, "correction": {"id": "geo_rs"}},
+            r"correction\.id is 'geo_rs', but loss\.preset",
+        ),
+        ({"loss": {"id": "drpo", "preset": "paper"}, "train": 3}, "train"),
         ({"correction": {"id": "tis_token"}}, r"correction\.id: the ratio of drpo is over mu already"),
         (
             {"correction": {"id": "icepop"}, "loss": {"id": "gmpo"}, "train": {"anchor": "old"}},
-            r"correction\.id: icepop is a token-level correction and gmpo a loss of whole responses",
+            r"correction\.id: icepop is a token-level correction and gmpo has a ratio of whole responses",
         ),
         ({"correction": {"id": "outlier"}}, "low"),
         ({"correction": {"id": "geo_rs", "low": 1.1, "high": 1.0}}, r"low \(1\.1\) is not below high"),
@@ -116,9 +140,29 @@ def test_what_a_run_computes_follows_from_what_it_reads():
 def test_a_ratio_that_is_one_by_construction_is_told():
     run = config(loss={"id": "grpo"}, train={"anchor": "prox", "updates_per_batch": 1}, rollout={"lag": 3})
     assert "the ratio is 1 at every update" in run.warnings()[0]
+    fields = {"train": {"anchor": "prox", "updates_per_batch": 1}}
+    assert not config(loss={"id": "decoupled_ppo", "mask_anchor": "old"}, **fields).warnings()
     assert not config(
         loss={"id": "grpo"}, train={"anchor": "old", "updates_per_batch": 1}, rollout={"lag": 1}
     ).warnings()
+
+
+def test_mask_drpo_warns_in_its_own_words():
+    def warnings(**params):
+        return config(loss={"id": "mask_drpo", **params}).warnings()
+
+    assert not warnings()
+    assert "stays above 0.92" in warnings(delta=12.5)[0]
+    assert "this is pg_is" in warnings(delta_mask=float("inf"))[0]
+    assert not warnings(delta=0.9)
+    assert "stays above 0.06" in warnings(delta=0.9, continuous=True)[0]  # 1 - 0.85 / 0.9
+
+
+def test_fields_that_cannot_act_are_not_part_of_the_identity():
+    assert config(rollout={"max_sampling_rounds": 9}).run_id == config().run_id
+    assert config(task={"name": "arithmetic", "overlong_buffer": 9}).run_id == config().run_id
+    active = {"dynamic_sampling": True, "max_sampling_rounds": 9}
+    assert config(rollout=active).run_id != config(rollout=active | {"max_sampling_rounds": 3}).run_id
 
 
 def test_reward_shaping_does_not_change_the_warm_start():

@@ -38,10 +38,12 @@ class LossBase(Frozen):
 
     `scope`: over what a token's loss takes statistics. A sequence loss needs whole rollouts in a micro-batch,
     a minibatch loss one look at the whole minibatch before its optimizer step.
+    `sequence_ratio`: whether its ratio belongs to a whole response, so that a token has no weight of its own.
     `corrects`: whether the gradient already carries pi / anchor, so that weighting it once more would correct twice.
     """
 
     scope: ClassVar[Scope] = "token"
+    sequence_ratio: ClassVar[bool] = False
     corrects: ClassVar[bool] = True
 
     preset: str = Field(

@@ -71,6 +71,7 @@ class GSPOConfig(LossBase):
     """GSPO: the clipped surrogate on the geometric mean of a sequence's ratios."""
 
     scope: ClassVar[Scope] = "sequence"
+    sequence_ratio: ClassVar[bool] = True
 
     id: Literal["gspo"] = "gspo"
     clip_low: ClipLow = 3e-4
@@ -81,6 +82,7 @@ class GMPOConfig(LossBase):
     """GMPO: the geometric mean of token ratios that are clipped one by one."""
 
     scope: ClassVar[Scope] = "sequence"
+    sequence_ratio: ClassVar[bool] = True
 
     id: Literal["gmpo"] = "gmpo"
     clip_low: Number = Field(default=0.4, gt=0, description="The log-ratio is clipped below -clip_low.")

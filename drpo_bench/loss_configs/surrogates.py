@@ -42,6 +42,7 @@ class TOPRConfig(LossBase):
     """Tapered off-policy REINFORCE: no ratio where A > 0, a truncated one where A < 0."""
 
     scope: ClassVar[Scope] = "sequence"
+    sequence_ratio: ClassVar[bool] = True
 
     id: Literal["topr"] = "topr"
     level: Literal["sequence", "token"] = Field(default="sequence", description="Whose ratio is truncated at 1.")
@@ -51,6 +52,7 @@ class VESPOConfig(LossBase):
     """VESPO: a soft weight of the sequence's ratio."""
 
     scope: ClassVar[Scope] = "sequence"
+    sequence_ratio: ClassVar[bool] = True
 
     id: Literal["vespo"] = "vespo"
     k_pos: Number = Field(default=2.0, ge=0, description="Power of the ratio where A >= 0.")

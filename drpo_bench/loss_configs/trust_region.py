@@ -132,7 +132,15 @@ class MaskDRPOConfig(LossBase):
     continuous: bool = Field(default=False, description="Penalise |pi - mu| - delta_mask, without a jump.")
 
     def warnings(self) -> list[str]:
-        return unreachable_boundary(self.delta + self.delta_mask * self.continuous)
+        if self.delta_mask >= 1:
+            return [f"loss.delta_mask = {self.delta_mask:g}: |pi - mu| never exceeds 1, so this is pg_is"]
+        farthest = (1 - self.delta_mask * self.continuous) / self.delta
+        if farthest > 1:
+            return []
+        return [
+            f"loss.delta = {self.delta:g}: |pi - mu| never exceeds 1, so the gradient weight stays above "
+            f"{1 - farthest:.2f} and never turns corrective"
+        ]
 
 
 class DRPONoAbsAdvantageConfig(LossBase):

@@ -142,6 +142,10 @@ def make_loss(loss_id: str, anchor: Anchor = "mu", correction: CorrectionBase | 
     """
     if loss_id not in LOSSES:
         raise ValueError(f"unknown loss {loss_id!r}; known: {', '.join(LOSSES)}")
+    if "preset" in params:
+        raise ValueError(
+            "preset: sets more than the loss and belongs to experiment files; give the parameters themselves"
+        )
     spec, correction = LOSSES[loss_id], correction or NoCorrection()
     config = spec.config(**params)
     if problem := correction.misfit(loss_id, config, anchor):

@@ -9,18 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from drpo_bench.losses.masks import clipped_surrogate, masked_surrogate, outside_clip
 from drpo_bench.ops import by_mask
 from drpo_bench.types import LOG_RATIO_LIMIT, Anchor, Tokens
-
-
-def clipped_surrogate(advantages: Tensor, ratio: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """PPO's max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))."""
-    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high))
-
-
-def outside_clip(advantages: Tensor, ratio: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """Where PPO's clip takes the gradient away: r went past its bound in the advantage's direction."""
-    return ((advantages > 0) & (ratio > 1 + clip_high)) | ((advantages < 0) & (ratio < 1 - clip_low))
 
 
 def grpo_loss(tokens: Tokens, *, clip_low: float, clip_high: float, dual_clip: float | None) -> Tensor:
@@ -66,9 +57,8 @@ def minirl_loss(
     Source: arXiv 2512.01374; as evaluated by DPPO, arXiv 2602.04879, appendix C.1 (`ppo_recompute` of its code).
     Defaults: 0.2 and 0.28, ratio_cap inf, mask_anchor old; MiniRL-TIS has ratio_cap 3 (preset tis).
     """
-    ratio = tokens.ratio().detach().clamp(max=ratio_cap)
     masked = outside_clip(tokens.advantages, tokens.ratio(mask_anchor), clip_low, clip_high)
-    return -tokens.advantages * ratio.masked_fill(masked, 0.0) * tokens.logprobs
+    return masked_surrogate(tokens, masked, ratio_cap)
 
 
 def decoupled_ppo_loss(

@@ -6,10 +6,12 @@ all response tokens of the minibatch. The choice of tokens is made once an optim
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
-from drpo_bench.losses.clipped import clipped_surrogate, outside_clip
+from drpo_bench.losses.masks import clipped_surrogate, outside_clip
 from drpo_bench.types import Tokens
 
 
@@ -21,12 +23,21 @@ def covariance(tokens: Tokens) -> Tensor:
 
 def token_keys(tokens: Tokens, seed: int) -> Tensor:
     """A random int64 for each token, a function of seed, rollout and position alone: order and split do not matter."""
-    lengths = tokens.lengths()
-    position = torch.cat([torch.arange(length) for length in lengths]).to(tokens.rollout_index.device)
-    mixed = (tokens.rollout_index * 1_000_003 + position) * 1_000_003 + seed
-    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):  # splitmix64's finaliser
-        mixed = (mixed ^ ((mixed >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    return mixed ^ ((mixed >> 31) & ((1 << 33) - 1))
+    digest = hashlib.sha256(str(seed).encode()).digest()  # neighbouring seeds have nothing in common
+    position = torch.cat([torch.arange(length) for length in tokens.lengths()]).to(tokens.rollout_index.device)
+    return mixed(mixed(tokens.rollout_index ^ int.from_bytes(digest[:8], "big", signed=True)) + position)
+
+
+def mixed(values: Tensor) -> Tensor:
+    """splitmix64's finaliser on int64, shifts without sign (Steele et al. 2014)."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        values = (values ^ ((values >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return values ^ ((values >> 31) & ((1 << 33) - 1))
+
+
+def num_selected(select_frac: float, num_tokens: int) -> int:
+    """How many tokens of a minibatch are chosen: at least one, unless the share is 0, as in verl."""
+    return max(1, int(select_frac * num_tokens)) if select_frac else 0
 
 
 def clip_cov_select(
@@ -36,10 +47,9 @@ def clip_cov_select(
     cov = covariance(tokens)
     clipped = outside_clip(tokens.advantages, tokens.ratio(), clip_low, clip_high)
     candidates = ((cov > cov_low) & (cov < cov_high) & ~clipped).nonzero().squeeze(1)
-    count = max(1, int(select_frac * len(cov)))
     order = token_keys(tokens, seed)[candidates].argsort(stable=True)
     selected = torch.zeros_like(cov, dtype=torch.bool)
-    selected[candidates[order[:count]]] = True
+    selected[candidates[order[: num_selected(select_frac, len(cov))]]] = True
     return selected
 
 
@@ -48,7 +58,7 @@ def clip_cov_loss(
 ) -> Tensor:
     """Clip-Cov: PPO that drops a few random tokens whose covariance lies in a band.
 
-    Objective: L = PPO's, but 0 for max(1, select_frac N) random tokens with cov_low < cov < cov_high that PPO keeps
+    Objective: L = PPO's, but 0 for n = max(1, select_frac N) random tokens with cov_low < cov < cov_high that PPO keeps
     Gradient: g = PPO's, or 0 for the selected tokens
     Boundary: as PPO's; the selected tokens keep entropy from falling.
     Source: arXiv 2505.22617, Clip-Cov.
@@ -64,14 +74,14 @@ def kl_cov_select(tokens: Tokens, seed: int, *, select_frac: float, coef: float)
     cov, order = covariance(tokens), token_keys(tokens, seed).argsort()
     order = order[cov[order].argsort(descending=True, stable=True)]
     selected = torch.zeros_like(cov, dtype=torch.bool)
-    selected[order[: int(select_frac * len(cov))]] = True
+    selected[order[: num_selected(select_frac, len(cov))]] = True
     return selected
 
 
 def kl_cov_loss(tokens: Tokens, *, select_frac: float, coef: float) -> Tensor:
     """KL-Cov: the surrogate with a penalty on the tokens of highest covariance.
 
-    Objective: L = -A r + coef |x - m| for the select_frac N tokens with the largest cov, else -A r
+    Objective: L = -A r + coef |x - m| for the n = max(1, select_frac N) tokens with the largest cov, else -A r
     Gradient: g = A r - coef sign(x - m) for the selected tokens, else A r
     Boundary: none; the selected tokens are pulled back with constant force.
     Source: arXiv 2505.22617, KL-Cov.

@@ -9,7 +9,7 @@ from typing import get_args
 
 from drpo_bench.batching import token_weights
 from drpo_bench.correction_configs import CorrectionBase, CorrectionConfig
-from drpo_bench.loss_presets import SCALE
+from drpo_bench.loss_presets import SCALE, WITHOUT
 from drpo_bench.losses import LOSSES
 from drpo_bench.losses.listing import SECTIONS, LossDoc, describe, parameter_text
 
@@ -97,7 +97,9 @@ place in every denominator (verl's rejection removes it).
 PRESETS_NOTE = """## Presets
 
 `preset = "controlled"`, the default, touches nothing outside the loss. The others set what the method was published
-with, and `drpo-bench run` says what they do not reproduce. In all of them {scale}.
+with and fix all of the loss's parameters; `drpo-bench run` says what they do not reproduce. In all of them {scale}.
+Reference and entropy terms, rollout correction, dynamic sampling and overlong penalty are off where the table does not name
+them.
 """
 
 
@@ -117,14 +119,9 @@ def page() -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for doc in docs:
         for name, preset in doc.presets.items():
-            settings = [f"{key} {value}" for key, value in (preset.parameters | preset.fields).items()]
-            yield row(
-                doc.id,
-                name,
-                preset.source,
-                ", ".join(settings),
-                "; ".join(line for line in preset.missing if line != SCALE),
-            )
+            shown = {key: value for key, value in preset.fields.items() if WITHOUT.get(key) != value}
+            settings = [f"{key} {value}" for key, value in (preset.parameters | shown).items() if value is not None]
+            yield row(doc.id, name, preset.source, ", ".join(settings), "; ".join(preset.missing))
     yield "\n## Every loss\n"
     for doc in docs:
         yield from section(doc)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from drpo_bench.config import canonical
 from drpo_bench.errors import UserError, did_you_mean
-from drpo_bench.loss_presets import PRESETS, Preset
+from drpo_bench.loss_presets import PRESETS, WITHOUT, Preset
 from drpo_bench.losses import LOSSES
 
 SECTIONS = ("Objective", "Gradient", "Boundary", "Source", "Defaults")
@@ -126,8 +126,8 @@ def print_loss(loss_id: str) -> None:
             table.add_row(name, str(value), doc.descriptions[name])
         console.print(table)
     for name, preset in doc.presets.items():
-        settings = [f"loss.{key} = {value}" for key, value in preset.parameters.items()]
-        settings += [f"{key} = {value}" for key, value in preset.fields.items()]
+        settings = [f"loss.{key} = {value}" for key, value in preset.parameters.items() if value is not None]
+        settings += [f"{key} = {value}" for key, value in preset.fields.items() if WITHOUT.get(key) != value]
         console.print(f"\n[bold]preset {name}[/bold]  {preset.source}")
         console.print("  " + "; ".join(settings))
-        console.print("  not reproduced: " + "; ".join(preset.missing))
+        console.print("  not reproduced: " + "; ".join(preset.not_reproduced))

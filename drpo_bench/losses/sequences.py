@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from drpo_bench.losses.clipped import clipped_surrogate
+from drpo_bench.losses.masks import clipped_surrogate, masked_surrogate
 from drpo_bench.types import Tokens
 
 
@@ -78,6 +78,4 @@ def cppo_loss(
     spent = weight * divergence
     saved = quantile.clamp(budget_low, budget_high) * (weight.cumsum(1) - weight) - (spent.cumsum(1) - spent)
     over = (spent > (delta + saved).clamp(max=delta))[present]  # [N]
-    masked = over & (tokens.advantages * shift > 0)
-    ratio = tokens.ratio().detach().clamp(max=ratio_cap)
-    return -tokens.advantages * ratio.masked_fill(masked, 0.0) * tokens.logprobs
+    return masked_surrogate(tokens, over & (tokens.advantages * shift > 0), ratio_cap)

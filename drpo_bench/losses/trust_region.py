@@ -9,21 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from drpo_bench.losses.masks import masked_surrogate, moved_too_far
 from drpo_bench.ops import binary_kl, topk_kl, topk_tv
 from drpo_bench.types import Anchor, Tokens
-
-
-def masked_surrogate(tokens: Tokens, masked: Tensor, ratio_cap: float) -> Tensor:
-    """-A sg(min(r, ratio_cap)) x, and exactly 0 where `masked`; ratio and mask are coefficients."""
-    ratio = tokens.ratio().detach().clamp(max=ratio_cap)
-    return -tokens.advantages * ratio.masked_fill(masked, 0.0) * tokens.logprobs
-
-
-def moved_too_far(advantages: Tensor, shift: Tensor, divergence: Tensor, low: float, high: float) -> Tensor:
-    """DPPO's mask: the divergence is past its bound and p moved in the advantage's direction."""
-    return ((advantages > 0) & (shift > 0) & (divergence > high)) | (
-        (advantages < 0) & (shift < 0) & (divergence > low)
-    )
 
 
 def dppo_tv_loss(

@@ -109,11 +109,8 @@ def check_zero_advantage(loss_id: str) -> Check:
     """Tokens with A = 0 have a gradient of exactly 0 where the loss declares it, and some gradient where not."""
     sample = make_sample()
     sample = replace(sample, advantages=np.zeros_like(sample.advantages))
-    params: list[dict[str, Any]] = [{}, *VARIANTS.get(loss_id, [])]
-    if loss_id == "kl_cov":
-        params = params[1:]  # by default it selects none of so few tokens
     wrong = 0
-    for p in params:
+    for p in [{}, *VARIANTS.get(loss_id, [])]:
         loss = make_loss(loss_id, **p)
         is_zero = bool((gradient(loss, sample.tokens(topk_of(loss))) == 0).all())
         wrong += is_zero != loss.zero_advantage_zero_gradient

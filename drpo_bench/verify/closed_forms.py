@@ -248,7 +248,7 @@ def penalty(c: Case, kind: str, coef: float, weight_by_abs_advantage: bool) -> A
 def kl_cov(c: Case, select_frac: float, coef: float) -> Array:
     cov = (c.a - c.a.mean()) * (c.x - c.x.mean())
     g = c.a * c.r
-    for i in np.argsort(-cov, kind="stable")[: int(select_frac * len(cov))]:
+    for i in np.argsort(-cov, kind="stable")[: max(1, int(select_frac * len(cov))) if select_frac else 0]:
         g[i] -= coef * np.sign(c.x[i] - c.m[i])
     return g
 
