@@ -219,8 +219,9 @@ class RunConfig(Frozen):
     def warnings(self) -> list[str]:
         """What a user should know about this run before it starts, one line each."""
         found = self.loss.warnings()
-        if preset := find_preset(self.loss.id, self.loss.preset):
-            missing = "; ".join(preset.not_reproduced)
+        preset = find_preset(self.loss.id, self.loss.preset)
+        if preset and preset.missing:
+            missing = "; ".join(preset.missing)
             found.append(f"loss.preset = {self.loss.preset!r} of {self.loss.id} does not reproduce: {missing}")
         on_policy = self.train.updates_per_batch == 1 and (
             self.train.anchor == "prox" or (self.train.anchor == "old" and self.rollout.lag == 0)

@@ -47,7 +47,7 @@ def explain(error: ValidationError, source: str, root: type[BaseModel]) -> UserE
 
 def _without_tags(location: list[str]) -> list[str]:
     """pydantic puts a union's tag into the location (`loss.drpo.delta`); a file has no such level."""
-    tagged = len(location) > 2 and location[0] in ("loss", "task", "correction")
+    tagged = len(location) > 1 and location[0] in ("loss", "task", "correction")
     return location[:1] + location[2:] if tagged else location
 
 

@@ -1,8 +1,8 @@
 """Published settings of the losses: `loss = { id = "gspo", preset = "paper" }`.
 
-A preset sets all of the loss's parameters and the fields outside `[loss]` that belong to the method: aggregation, advantage,
-anchor and what else it was published with. It says what it does not reproduce. `controlled`, the default, sets nothing:
-all losses then share aggregation, advantage and anchor, and differ in the loss alone.
+A preset sets all of the loss's parameters and the fields outside `[loss]` that belong to the method: aggregation,
+advantage, anchor and what else it was published with. It says what it does not reproduce. `controlled`, the default,
+sets nothing: all losses then share aggregation, advantage and anchor, and differ in the loss alone.
 """
 
 from __future__ import annotations
@@ -21,18 +21,14 @@ from drpo_bench.loss_configs import CONTROLLED, LOSS_IDS
 class Preset:
     """A method as published.
 
-    `parameters` are all of the loss's, `fields` dotted fields of the run, `missing` what is not reproduced beside SCALE.
+    `parameters` are all of the loss's, `fields` dotted fields of the run, `missing` what, beside SCALE, is not
+    reproduced, one line each.
     """
 
     source: str
     parameters: dict[str, Any] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
-
-    @property
-    def not_reproduced(self) -> tuple[str, ...]:
-        """What of the published runs the preset leaves to the experiment, or cannot do."""
-        return (*self.missing, SCALE)
 
 
 SCALE = "model, data, learning rate, batch and response length are the experiment's own"

@@ -150,3 +150,14 @@ def weight_metrics(gradients: Tensor, x: Tensor, anchor: Tensor, m: Tensor, adva
             result[f"update/w_neg_frac{suffix}"] = float((part < 0).double().mean())
             result[f"update/clip_frac{suffix}"] = float((part == 0).double().mean())
     return result
+
+
+def correction_metrics(multipliers: Sequence[Tensor]) -> dict[str, float]:
+    """The rollout correction's multipliers of the tokens that were trained on: share kept, mean, effective share."""
+    if not multipliers:
+        return {}
+    values = torch.cat(list(multipliers)).double()
+    result = {"correction/kept_frac": float((values > 0).double().mean()), "correction/mean": float(values.mean())}
+    if values.any():
+        result["correction/ess"] = float(effective_sample_share(values.log()))
+    return result

@@ -15,7 +15,7 @@ from drpo_bench.batching import PaddedBatch, micro_batches, minibatch_groups, to
 from drpo_bench.config import RunConfig
 from drpo_bench.head import score_tokens
 from drpo_bench.losses import Loss
-from drpo_bench.metrics import weight_metrics
+from drpo_bench.metrics import correction_metrics, weight_metrics
 from drpo_bench.models import Policy, response_hidden
 from drpo_bench.ops import kl_k3
 from drpo_bench.optim import NonFinite, Optimizer, StepResult
@@ -78,6 +78,7 @@ class Updater:
         self.config, self.train = config, config.train
         self.gradients = torch.zeros_like(flat.mu_logprobs)  # d(-L)/dx of every token, before its weight
         self.logprobs = flat.mu_logprobs.clone()  # pi at the moment of each token's update
+        self.multipliers: list[Tensor] = []  # the rollout correction's, of the tokens that were trained on
 
     def run(self) -> dict[str, float]:
         """All optimizer steps. Minibatches and weights are fixed first; then tokens without gradient are skipped.
@@ -99,6 +100,7 @@ class Updater:
             steps.append(self.optimizer.step())
         anchor = self.flat.mu_logprobs if train.anchor == "mu" else getattr(self.flat, f"{train.anchor}_logprobs")
         measured = weight_metrics(self.gradients, self.logprobs, anchor, self.flat.mu_logprobs, self.flat.advantages)
+        measured |= correction_metrics(self.multipliers)
         return measured | optim_metrics(steps, train.max_grad_norm, self.optimizer)
 
     def with_gradient(self, members: Sequence[int]) -> Sequence[int]:
@@ -130,7 +132,10 @@ class Updater:
         """
         tokens, entropy = self.forward(padded, weights)
         leaf = tokens.logprobs.detach().requires_grad_()
-        losses = self.loss(replace(tokens, logprobs=leaf, selected=None if selected is None else selected[padded.flat]))
+        at_leaf = replace(tokens, logprobs=leaf, selected=None if selected is None else selected[padded.flat])
+        losses, multiplier = self.loss(at_leaf), self.loss.multiplier(at_leaf)
+        if multiplier is not None:
+            self.multipliers.append(multiplier)
         if broken := int((~torch.isfinite(losses)).sum()):
             raise NonFinite(f"the loss of {broken} of {len(losses)} tokens is not finite")
         (grad,) = torch.autograd.grad((tokens.weights * losses).sum(), leaf)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from drpo_bench import loss_configs as configs
-from drpo_bench.loss_configs import surrogates as surrogate_configs
-from drpo_bench.losses import LOSSES, surrogates
+from drpo_bench.loss_configs import regularized as regularized_configs
+from drpo_bench.losses import LOSSES, regularized
 from drpo_bench.losses.listing import SECTIONS, describe
 from drpo_bench.verify import closed_forms
 from drpo_bench.verify.checks import checks_of
@@ -22,12 +22,12 @@ PAGE = Path(__file__).parents[1] / "docs" / "adding-a-loss.md"
 def huber(monkeypatch):
     """The page's loss, put where the page says."""
     function, config, row, test = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    for code, module in ((function, surrogates), (config, surrogate_configs)):
+    for code, module in ((function, regularized), (config, regularized_configs)):
         names = dict(vars(module))
         exec(code, names)
         for name in set(names) - set(vars(module)) - {"__builtins__"}:
             monkeypatch.setattr(module, name, names[name], raising=False)
-    spec = eval("{" + row + "}", {"configs": configs, **vars(surrogates), "LossSpec": type(LOSSES["pg_is"])})
+    spec = eval("{" + row + "}", {"configs": configs, **vars(regularized), "LossSpec": type(LOSSES["pg_is"])})
     closed_form, variants = (part.strip() for part in test.split("..."))
     monkeypatch.setitem(LOSSES, "huber", spec["huber"])
     form = eval("{" + closed_form + "}", {"np": closed_forms.np})

@@ -231,9 +231,4 @@ def test_every_loss_explains_itself(loss_id):
     assert set(doc.sections) == set(SECTIONS)
     assert all(doc.sections.values())
     assert all(doc.descriptions.values())
-    assert "arXiv" in doc.sections["Source"] or doc.sections["Source"].split()[0] in (
-        "prime-rl,",
-        "SkyRL's",
-        "Williams",
-    )
     json.dumps(registry_rows(), allow_nan=False)

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from drpo_bench.losses import make_loss
-from drpo_bench.metrics import divergence_metrics, offpolicy_metrics, rollout_metrics, topk_metrics, weight_metrics
+from drpo_bench.metrics import (
+    correction_metrics,
+    divergence_metrics,
+    offpolicy_metrics,
+    rollout_metrics,
+    topk_metrics,
+    weight_metrics,
+)
 from drpo_bench.types import Rollout, Tokens
 
 X = torch.tensor([0.6, 0.2, 0.5, 0.005]).log()
@@ -84,6 +91,17 @@ def test_weights_are_those_of_the_loss():
     assert values["update/w_mean_pos"] == pytest.approx(weights[0])
     assert values["update/w_mean/u_le_0.01"] == pytest.approx(weights[2])
     assert values["update/tokens/u_0.1_0.5"] == 2
+
+
+def test_what_a_correction_keeps_by_hand():
+    values = correction_metrics([torch.tensor([2.0, 0.0]), torch.tensor([1.0, 1.0])])
+    assert values == {
+        "correction/kept_frac": 0.75,
+        "correction/mean": 1.0,
+        "correction/ess": pytest.approx(4**2 / (4 * 6)),  # sum 4, squares 6
+    }
+    assert correction_metrics([]) == {}
+    assert correction_metrics([torch.zeros(2)]) == {"correction/kept_frac": 0.0, "correction/mean": 0.0}
 
 
 def test_no_tokens_give_no_weights_rather_than_zeros():

@@ -40,7 +40,7 @@ def label_runs(summary: pd.DataFrame) -> pd.DataFrame:
     """The rows sorted by setting, loss and seed, with `setting_label`, `loss_label` and `variant`.
 
     `variant` counts a loss's parameter sets from its default ones (or the middle ones, if those are absent).
-    Labels hold only what tells the cells of this table apart.
+    Labels hold what tells the cells of this table apart, and of a loss what is not at its default.
     """
     table = summary.assign(setting_label=summary["setting"].map(setting_labels(summary)))
     params, usual = {}, {}
@@ -49,11 +49,21 @@ def label_runs(summary: pd.DataFrame) -> pd.DataFrame:
         default = runs.loc[~runs["fields"].str.contains(r"\bloss\."), "loss_params"]
         usual[loss] = params[loss].index(default.iloc[0]) if len(default) else (len(params[loss]) - 1) // 2
     pairs = list(zip(table["loss"], table["loss_params"], strict=True))
-    table["loss_label"] = [loss_style(loss).label + (f" {own}" if len(params[loss]) > 1 else "") for loss, own in pairs]
+    table["loss_label"] = [
+        " ".join([loss_style(loss).label, *shown_params(own, params[loss], fields)])
+        for (loss, own), fields in zip(pairs, table["fields"], strict=True)
+    ]
     table["variant"] = [params[loss].index(own) - usual[loss] for loss, own in pairs]
     rows = table.to_dict("records")
     order = sorted(range(len(table)), key=lambda i: _order(rows[i]))
     return table.iloc[order].reset_index(drop=True)
+
+
+def shown_params(own: str, every: Sequence[str], fields: str) -> list[str]:
+    """Of a loss's parameters `own`: those in which its sets in this table differ, and those not at their default."""
+    common = set.intersection(*(set(params.split()) for params in every))
+    changed = {token.removeprefix("loss.").partition("=")[0] for token in fields.split("; ") if token[:5] == "loss."}
+    return [part for part in own.split() if part not in common or part.partition("=")[0] in changed]
 
 
 def setting_labels(summary: pd.DataFrame) -> dict[str, str]:

@@ -25,6 +25,7 @@ def notes(results: Results, summary: pd.DataFrame) -> Iterator[str]:
     names = sorted(set(summary["experiment"]))
     if len(names) > 1:
         yield f"This folder holds runs of {len(names)} experiments: {', '.join(names)}."
+    yield from common_notes(summary)
     few = done(summary).groupby(CELL).size().between(2, 4).sum()
     if few:
         yield f"{few} cells have 2 to 4 seeds: bootstrap intervals of so few are too narrow."
@@ -46,6 +47,14 @@ def lowprob_notes(summary: pd.DataFrame) -> Iterator[str]:
         if len(shares):
             text = f"{shares.mean():.1%} (over runs: {shares.min():.1%} to {shares.max():.1%})"
         yield f"Share of sampled tokens with mu <= 0.01 in the first batch, {task}, {model}: {text}."
+
+
+def common_notes(summary: pd.DataFrame) -> Iterator[str]:
+    """What all runs share and is not a default; the settings' names leave it out."""
+    fields = [set(text.split("; ")) if text else set() for text in summary["fields"].fillna("")]
+    common = sorted(token for token in set.intersection(*fields) if not token.startswith("loss.")) if fields else []
+    if common:
+        yield f"All runs share: {', '.join(token.replace('=', ' ') for token in common)}."
 
 
 def warning_notes(summary: pd.DataFrame) -> Iterator[str]:

@@ -228,8 +228,10 @@ def number_text(value: Any) -> str:
 def differing_fields(config: RunConfig) -> str:
     """`loss.delta=0.5; rollout.lag=2`: what is not at its default, beside the columns with a name."""
     named = {"experiment", "checkpoint", "seed", "model", "precision"}
-    different = flat_items(canonical(config.model_dump(exclude_defaults=True, exclude=named)))
-    return "; ".join(f"{key}={number_text(value)}" for key, value in sorted(different))
+    different = dict(flat_items(canonical(config.model_dump(exclude_defaults=True, exclude=named))))
+    if config.correction.id != "none":
+        different["correction.id"] = config.correction.id  # a tag is its own class's default
+    return "; ".join(f"{key}={number_text(value)}" for key, value in sorted(different.items()))
 
 
 def flat_items(table: Row, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -111,8 +111,8 @@ def grid_figure(table: pd.DataFrame) -> Figure:
     note = (
         "Gradient weight w against pi / mu (log axis), from g = A r w; rare: mu = 0.001, frequent: mu = 0.5, pi / mu "
         "ends at 2; red lies over blue where both agree. Responses of one token; minibatch losses: tokens that they do "
-        "not select; top-k: the sampled token alone. Controlled settings unless the title says otherwise. Values "
-        "beyond the axis are cut off."
+        "not select; top-k: the sampled token alone; old = prox = mu. Controlled settings unless the title says "
+        "otherwise. Values beyond the axis are cut off."
     )
     rows = -(-len(cells) // COLUMNS)
     with drawing():

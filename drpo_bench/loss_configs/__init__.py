@@ -13,17 +13,29 @@ from pydantic import Field
 
 from drpo_bench.loss_configs.base import CONTROLLED, AnchorName, LossBase, Number, Scope
 from drpo_bench.loss_configs.clipped import (
-    ClipCovConfig,
     DecoupledPPOConfig,
     DISConfig,
-    GMPOConfig,
     GRPOConfig,
-    GSPOConfig,
-    KLCovConfig,
     MiniRLConfig,
-    OPSMConfig,
     RelaxedGRPOConfig,
     SAPOConfig,
+)
+from drpo_bench.loss_configs.covariance import (
+    ClipCovConfig,
+    KLCovConfig,
+)
+from drpo_bench.loss_configs.regularized import (
+    DRPOConfig,
+    DRPONoAbsAdvantageConfig,
+    MaskDRPOConfig,
+    PenaltyConfig,
+    SPOConfig,
+)
+from drpo_bench.loss_configs.sequences import (
+    CPPOConfig,
+    GMPOConfig,
+    GSPOConfig,
+    OPSMConfig,
 )
 from drpo_bench.loss_configs.surrogates import (
     CISPOConfig,
@@ -35,18 +47,12 @@ from drpo_bench.loss_configs.surrogates import (
     VESPOConfig,
 )
 from drpo_bench.loss_configs.trust_region import (
-    CPPOConfig,
     DPPOKLConfig,
     DPPOTopKKLConfig,
     DPPOTopKTVConfig,
     DPPOTVConfig,
-    DRPOConfig,
-    DRPONoAbsAdvantageConfig,
     IPOConfig,
-    MaskDRPOConfig,
     NegMaskConfig,
-    PenaltyConfig,
-    SPOConfig,
 )
 
 _AnyLoss = (

@@ -29,7 +29,8 @@ ClipHigh = Annotated[Number, Field(gt=0, description="The ratio is clipped above
 DeltaLow = Annotated[Number, Field(gt=0, description="Divergence allowed where A < 0 and the probability fell.")]
 DeltaHigh = Annotated[Number, Field(gt=0, description="Divergence allowed where A > 0 and the probability rose.")]
 MaskAnchor = Annotated[
-    AnchorName | None, Field(description="Policy that the mask measures from; the ratio's (train.anchor) by default.")
+    AnchorName | None,
+    Field(description="Policy that the mask measures from; none is the ratio's."),
 ]
 
 
@@ -38,12 +39,12 @@ class LossBase(Frozen):
 
     `scope`: over what a token's loss takes statistics. A sequence loss needs whole rollouts in a micro-batch,
     a minibatch loss one look at the whole minibatch before its optimizer step.
-    `sequence_ratio`: whether its ratio belongs to a whole response, so that a token has no weight of its own.
+    `uses_anchor`: whether it reads the policy of train.anchor at all.
     `corrects`: whether the gradient already carries pi / anchor, so that weighting it once more would correct twice.
     """
 
     scope: ClassVar[Scope] = "token"
-    sequence_ratio: ClassVar[bool] = False
+    uses_anchor: ClassVar[bool] = True
     corrects: ClassVar[bool] = True
 
     preset: str = Field(
@@ -64,6 +65,11 @@ class LossBase(Frozen):
             for name, value in values.items()
             if value is not None and (name != "preset" or value != CONTROLLED)
         }
+
+    @property
+    def sequence_ratio(self) -> bool:
+        """Whether its ratio belongs to a whole response, so that a token has no weight of its own."""
+        return False
 
     @property
     def zero_advantage_zero_gradient(self) -> bool:

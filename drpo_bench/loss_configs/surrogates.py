@@ -6,12 +6,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from drpo_bench.loss_configs.base import ClipHigh, ClipLow, LossBase, Number, RatioCap, Scope
+from drpo_bench.loss_configs.base import ClipHigh, ClipLow, LossBase, RatioCap, Scope
 
 
 class ReinforceConfig(LossBase):
     """REINFORCE: no ratio at all."""
 
+    uses_anchor: ClassVar[bool] = False
     corrects: ClassVar[bool] = False
 
     id: Literal["reinforce"] = "reinforce"
@@ -42,23 +43,29 @@ class TOPRConfig(LossBase):
     """Tapered off-policy REINFORCE: no ratio where A > 0, a truncated one where A < 0."""
 
     scope: ClassVar[Scope] = "sequence"
-    sequence_ratio: ClassVar[bool] = True
 
     id: Literal["topr"] = "topr"
     level: Literal["sequence", "token"] = Field(default="sequence", description="Whose ratio is truncated at 1.")
+
+    @property
+    def sequence_ratio(self) -> bool:
+        return self.level == "sequence"
 
 
 class VESPOConfig(LossBase):
     """VESPO: a soft weight of the sequence's ratio."""
 
     scope: ClassVar[Scope] = "sequence"
-    sequence_ratio: ClassVar[bool] = True
 
     id: Literal["vespo"] = "vespo"
-    k_pos: Number = Field(default=2.0, ge=0, description="Power of the ratio where A >= 0.")
-    lambda_pos: Number = Field(default=3.0, ge=0, description="Decay in the ratio where A >= 0.")
-    k_neg: Number = Field(default=3.0, ge=0, description="Power of the ratio where A < 0.")
-    lambda_neg: Number = Field(default=2.0, ge=0, description="Decay in the ratio where A < 0.")
+    k_pos: float = Field(default=2.0, ge=0, description="Power of the ratio where A >= 0.")
+    lambda_pos: float = Field(default=3.0, ge=0, description="Decay in the ratio where A >= 0.")
+    k_neg: float = Field(default=3.0, ge=0, description="Power of the ratio where A < 0.")
+    lambda_neg: float = Field(default=2.0, ge=0, description="Decay in the ratio where A < 0.")
+
+    @property
+    def sequence_ratio(self) -> bool:
+        return True
 
 
 class DROConfig(LossBase):
@@ -67,7 +74,7 @@ class DROConfig(LossBase):
     corrects: ClassVar[bool] = False
 
     id: Literal["dro"] = "dro"
-    coef: Number = Field(default=0.05, ge=0, description="Of the quadratic penalty on the log-ratio.")
+    coef: float = Field(default=0.05, ge=0, description="Of the quadratic penalty on the log-ratio.")
 
     @property
     def zero_advantage_zero_gradient(self) -> bool:

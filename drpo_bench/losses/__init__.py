@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from drpo_bench import loss_configs as configs
@@ -23,7 +24,7 @@ from drpo_bench.losses.clipped import (
     relaxed_grpo_loss,
     sapo_loss,
 )
-from drpo_bench.losses.correction import corrected
+from drpo_bench.losses.correction import correction_multiplier
 from drpo_bench.losses.covariance import clip_cov_loss, clip_cov_select, kl_cov_loss, kl_cov_select
 from drpo_bench.losses.regularized import (
     drpo_loss,
@@ -76,23 +77,23 @@ LOSSES: dict[str, LossSpec] = {
     "decoupled_ppo": LossSpec(decoupled_ppo_loss, configs.clipped.DecoupledPPOConfig),
     "dis": LossSpec(dis_loss, configs.clipped.DISConfig),
     "sapo": LossSpec(sapo_loss, configs.clipped.SAPOConfig),
-    "gspo": LossSpec(gspo_loss, configs.clipped.GSPOConfig),
-    "gmpo": LossSpec(gmpo_loss, configs.clipped.GMPOConfig),
-    "opsm": LossSpec(opsm_loss, configs.clipped.OPSMConfig),
-    "clip_cov": LossSpec(clip_cov_loss, configs.clipped.ClipCovConfig, clip_cov_select),
-    "kl_cov": LossSpec(kl_cov_loss, configs.clipped.KLCovConfig, kl_cov_select),
-    "spo": LossSpec(spo_loss, configs.trust_region.SPOConfig),
+    "gspo": LossSpec(gspo_loss, configs.sequences.GSPOConfig),
+    "gmpo": LossSpec(gmpo_loss, configs.sequences.GMPOConfig),
+    "opsm": LossSpec(opsm_loss, configs.sequences.OPSMConfig),
+    "clip_cov": LossSpec(clip_cov_loss, configs.covariance.ClipCovConfig, clip_cov_select),
+    "kl_cov": LossSpec(kl_cov_loss, configs.covariance.KLCovConfig, kl_cov_select),
+    "spo": LossSpec(spo_loss, configs.regularized.SPOConfig),
     "dppo_tv": LossSpec(dppo_tv_loss, configs.trust_region.DPPOTVConfig),
     "dppo_kl": LossSpec(dppo_kl_loss, configs.trust_region.DPPOKLConfig),
     "dppo_topk_tv": LossSpec(dppo_topk_tv_loss, configs.trust_region.DPPOTopKTVConfig),
     "dppo_topk_kl": LossSpec(dppo_topk_kl_loss, configs.trust_region.DPPOTopKKLConfig),
-    "cppo": LossSpec(cppo_loss, configs.trust_region.CPPOConfig),
+    "cppo": LossSpec(cppo_loss, configs.sequences.CPPOConfig),
     "ipo": LossSpec(ipo_loss, configs.trust_region.IPOConfig),
     "neg_mask": LossSpec(neg_mask_loss, configs.trust_region.NegMaskConfig),
-    "drpo": LossSpec(drpo_loss, configs.trust_region.DRPOConfig),
-    "mask_drpo": LossSpec(mask_drpo_loss, configs.trust_region.MaskDRPOConfig),
-    "drpo_no_abs_advantage": LossSpec(drpo_no_abs_advantage_loss, configs.trust_region.DRPONoAbsAdvantageConfig),
-    "penalty": LossSpec(penalty_loss, configs.trust_region.PenaltyConfig),
+    "drpo": LossSpec(drpo_loss, configs.regularized.DRPOConfig),
+    "mask_drpo": LossSpec(mask_drpo_loss, configs.regularized.MaskDRPOConfig),
+    "drpo_no_abs_advantage": LossSpec(drpo_no_abs_advantage_loss, configs.regularized.DRPONoAbsAdvantageConfig),
+    "penalty": LossSpec(penalty_loss, configs.regularized.PenaltyConfig),
 }
 
 
@@ -111,7 +112,15 @@ class Loss:
         tokens = replace(tokens, anchor=self.anchor)
         if self.spec.select and tokens.selected is None:
             tokens = replace(tokens, selected=self.select(tokens))
-        return corrected(self.spec.formula(tokens, **self.config.parameters), tokens, self.correction)
+        values = self.spec.formula(tokens, **self.config.parameters)
+        multiplier = self.multiplier(tokens)
+        return values if multiplier is None else torch.where(multiplier > 0, values * multiplier, 0.0)
+
+    def multiplier(self, tokens: Tokens) -> Tensor | None:
+        """The rollout correction's constant factor of each token, [N]; None without a correction."""
+        if isinstance(self.correction, NoCorrection):
+            return None
+        return correction_multiplier(replace(tokens, anchor=self.anchor), self.correction)
 
     def select(self, tokens: Tokens, seed: int = 0) -> Tensor:
         """What a loss of minibatch scope chooses from a whole minibatch, bool [N]; hand its parts on as `selected`."""

@@ -52,8 +52,9 @@ def minirl_loss(
     """MiniRL: importance weights over mu, the clip on the ratio of the trainer's own two policies.
 
     Objective: L = -A sg(min(r, ratio_cap) M) x
-    Gradient: g = A min(r, ratio_cap) M, M = 0 where A > 0 and r_o > 1 + clip_high, or A < 0 and r_o < 1 - clip_low
-    Boundary: the gradient drops to 0 where r_o = pi / old, free of the engines' mismatch, leaves the interval.
+    Gradient: g = A min(r, ratio_cap) M, M = 0 where A > 0 and r_o > 1 + clip_high, or A < 0 and r_o < 1 - clip_low,
+        r_o = pi / old
+    Boundary: the gradient drops to 0 where r_o, free of the engines' mismatch, leaves the interval.
     Source: arXiv 2512.01374; as evaluated by DPPO, arXiv 2602.04879, appendix C.1 (`ppo_recompute` of its code).
     Defaults: 0.2 and 0.28, ratio_cap inf, mask_anchor old; MiniRL-TIS has ratio_cap 3 (preset tis).
     """
@@ -68,7 +69,8 @@ def decoupled_ppo_loss(
 
     Objective: L = max(-A q, -A clip(q, 1 - clip_low, 1 + clip_high)) sg(min(b, ratio_cap)),
         q = pi / prox, b = prox / mu
-    Gradient: g = A q b, but 0 where A > 0 and q > 1 + clip_high, or A < 0 and q < 1 - clip_low; b truncated
+    Gradient: g = A q min(b, ratio_cap), but 0 where A > 0 and q > 1 + clip_high, or A < 0 and q < 1 - clip_low,
+        q = pi / prox, b = prox / mu
     Boundary: the gradient drops to 0, measured from the weights at the start of the batch's updates.
     Source: Hilton et al., arXiv 2110.00641; AReaL, arXiv 2505.24298.
     Defaults: 0.2 on both sides and mask_anchor prox, AReaL's; no cap.
@@ -83,7 +85,7 @@ def dis_loss(tokens: Tokens, *, clip_low: float, clip_high: float, mask_anchor: 
     """DIS, double-sided importance sampling: tokens outside a band of ratios are dropped, whatever their advantage.
 
     Objective: L = -A r sg(M), M = 1 where 1 - clip_low < r < 1 + clip_high
-    Gradient: g = A r M
+    Gradient: g = A r M, M = 1 where 1 - clip_low < r < 1 + clip_high, else 0
     Boundary: the gradient drops to 0 on both sides, also where it would pull pi back.
     Source: SkyRL's `rollout_is`; with this band it is IcePop (arXiv 2510.18855) as a pure policy gradient.
     Defaults: 0.5 and 4, IcePop's band of [0.5, 5].
@@ -97,7 +99,7 @@ def sapo_loss(tokens: Tokens, *, tau_pos: float, tau_neg: float) -> Tensor:
     """SAPO: a sigmoid gate in place of the clip.
 
     Objective: L = -A (4 / tau) s, s = sigmoid(tau (r - 1)), tau = tau_pos where A > 0, else tau_neg
-    Gradient: g = A r 4 s (1 - s)
+    Gradient: g = A r 4 s (1 - s), s = sigmoid(tau (r - 1))
     Boundary: the weight falls smoothly from 1 at r = 1, to 0.42 at |r - 1| = 2 / tau; it never turns round.
     Source: arXiv 2511.20347.
     Defaults: tau 1.0 and 1.05, the paper's.

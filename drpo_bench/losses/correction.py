@@ -16,14 +16,6 @@ from drpo_bench.ops import kl_k3
 from drpo_bench.types import LOG_RATIO_LIMIT, Tokens
 
 
-def corrected(loss: Tensor, tokens: Tokens, correction: CorrectionBase) -> Tensor:
-    """The token losses [N] times the correction's multiplier."""
-    if isinstance(correction, configs.NoCorrection):
-        return loss
-    multiplier = correction_multiplier(tokens, correction)
-    return torch.where(multiplier > 0, loss * multiplier, 0.0)
-
-
 def correction_multiplier(tokens: Tokens, correction: CorrectionBase) -> Tensor:
     """The constant multiplier [N] of each token's loss; 0 where it is masked or its response rejected."""
     numerator = tokens.logprobs.detach() if tokens.anchor == "mu" else tokens.anchor_logprobs

@@ -59,7 +59,8 @@ def clip_cov_loss(
     """Clip-Cov: PPO that drops a few random tokens whose covariance lies in a band.
 
     Objective: L = PPO's, but 0 for n = max(1, select_frac N) random tokens with cov_low < cov < cov_high that PPO keeps
-    Gradient: g = PPO's, or 0 for the selected tokens
+    Gradient: g = PPO's, but 0 for the selected tokens; cov = (A - mean A)(x - mean x) over the N tokens of the
+        minibatch
     Boundary: as PPO's; the selected tokens keep entropy from falling.
     Source: arXiv 2505.22617, Clip-Cov.
     Defaults: select_frac 2e-4, band 1 to 5, clip 0.2, as in the paper's code and verl.
@@ -82,7 +83,8 @@ def kl_cov_loss(tokens: Tokens, *, select_frac: float, coef: float) -> Tensor:
     """KL-Cov: the surrogate with a penalty on the tokens of highest covariance.
 
     Objective: L = -A r + coef |x - m| for the n = max(1, select_frac N) tokens with the largest cov, else -A r
-    Gradient: g = A r - coef sign(x - m) for the selected tokens, else A r
+    Gradient: g = A r - coef sign(x - m) for the selected tokens, else A r; cov = (A - mean A)(x - mean x) over the N
+        tokens of the minibatch
     Boundary: none; the selected tokens are pulled back with constant force.
     Source: arXiv 2505.22617, KL-Cov.
     Defaults: select_frac 2e-4, coef 1, the paper's (verl's yaml: 0.1).

@@ -40,7 +40,7 @@ ELSEWHERE: dict[str, tuple[str, str, str, str]] = {
     "drpo": ("", "", "drpo", ""),
 }
 
-INTRODUCTION = """# Losses
+INTRODUCTION = r"""# Losses
 
 Written from the registry by `make docs`; do not edit. [adding-a-loss.md](adding-a-loss.md) tells how to add one,
 [integrations.md](integrations.md) how to use them in TRL and verl, [verification.md](verification.md) how they are
@@ -52,9 +52,10 @@ A loss maps the response tokens of a micro-batch to one value a token, to be min
 |---|---|
 | x | log pi of the sampled token, the current policy, at the sampling temperature; carries the gradient |
 | m | log mu, the engine's logprob of it; or log old, log prox, as `train.anchor` says |
-| p, u, r | exp x, exp m, p / u; log-ratios are clamped to +-20 |
+| p, u, r | exp x, exp m, p / u. Log-ratios are clamped to +-20; beyond it a ratio that carries the gradient has none |
 | A | advantage; constant over a response |
 | g | d(-L)/dx, the gradient that ascends; the weight w is g / (A r) |
+| l | x - m, the log-ratio; \|y\| the tokens of the response |
 | sg | stop gradient |
 
 A sequence loss repeats the value of a response on each of its tokens: 1/|y| comes from the weights of tokens alone,
@@ -72,7 +73,7 @@ AXES = """## Axes apart from the loss
 
 **Anchor** (`train.anchor`): the ratio's denominator, mu by default for every loss; old (the trainer at the sampling
 weights) or prox (the trainer at the start of the batch's updates). Losses whose paper measures the mask from another
-policy have `mask_anchor` (minirl: old; decoupled_ppo: prox).
+policy have `mask_anchor` (minirl: old; decoupled_ppo: prox); dppo_tv, dppo_kl, dis, ipo and neg_mask take one, too.
 
 **Aggregation** (`train.aggregation`): the weight of each token is fixed once an optimizer step, before anything is
 skipped or masked, so that micro-batches never change the gradient. Modes:
@@ -98,8 +99,9 @@ PRESETS_NOTE = """## Presets
 
 `preset = "controlled"`, the default, touches nothing outside the loss. The others set what the method was published
 with and fix all of the loss's parameters; `drpo-bench run` says what they do not reproduce. In all of them {scale}.
-Reference and entropy terms, rollout correction, dynamic sampling and overlong penalty are off where the table does not name
-them.
+Reference and entropy terms, rollout correction, dynamic sampling and overlong penalty are off where the table does not
+name them. Methods that recompute the old logprobs have anchor old, the trainer at the sampling weights; with a lag,
+what verl and AReaL recompute would be prox.
 """
 
 
@@ -156,9 +158,8 @@ def section(doc: LossDoc) -> Iterator[str]:
     yield f"### {doc.id}\n\n{doc.summary}\n"
     for name in SECTIONS:
         yield f"- **{name}**: {doc.sections[name]}"
-    reads = ", ".join(["mu", *doc.needs])
     skipped = "has no gradient" if doc.zero_advantage_zero_gradient else "has a gradient"
-    yield f"- **Scope**: {doc.scope}; reads {reads}; a token with A = 0 {skipped}."
+    yield f"- **Scope**: {doc.scope}; reads {doc.reads}; a token with A = 0 {skipped}."
     for name, description in doc.descriptions.items():
         yield f"- `{name}` = {doc.parameters[name]}: {description}"
     yield ""

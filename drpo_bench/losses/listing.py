@@ -13,9 +13,14 @@ from rich.table import Table
 
 from drpo_bench.config import canonical
 from drpo_bench.errors import UserError, did_you_mean
-from drpo_bench.loss_presets import PRESETS, WITHOUT, Preset
+from drpo_bench.loss_configs import LossBase
+from drpo_bench.loss_presets import PRESETS, SCALE, WITHOUT, Preset
 from drpo_bench.losses import LOSSES
 
+NOTATION = (
+    "x = log pi, m = log mu (or the policy of train.anchor), p = exp x, u = exp m, r = p / u, A = advantage; "
+    "docs/losses.md has the rest."
+)
 SECTIONS = ("Objective", "Gradient", "Boundary", "Source", "Defaults")
 
 
@@ -28,6 +33,7 @@ class LossDoc:
     sections: dict[str, str]
     scope: str
     needs: list[str]
+    reads: str
     zero_advantage_zero_gradient: bool
     parameters: dict[str, Any]
     descriptions: dict[str, str]
@@ -49,11 +55,19 @@ def describe(loss_id: str) -> LossDoc:
         sections,
         config.scope,
         sorted(config.needs),
+        reads(config),
         config.zero_advantage_zero_gradient,
         parameters,
         {name: fields[name].description or "" for name in parameters},
         PRESETS.get(loss_id, {}),
     )
+
+
+def reads(config: LossBase) -> str:
+    """Which logprobs beside pi's a loss reads, in words."""
+    anchor = ["the ratio's anchor (train.anchor)"] if config.uses_anchor else []
+    others = ["mu's top-k" if need == "topk" else need for need in sorted(config.needs)]
+    return ", ".join([*anchor, *others]) or "pi alone"
 
 
 def parse_docstring(text: str) -> tuple[str, dict[str, str]]:
@@ -89,8 +103,8 @@ def registry_rows() -> list[dict[str, Any]]:
 
 
 def parameter_text(parameters: dict[str, Any]) -> str:
-    """`delta=0.15, kind=k3`; what is off by default is left out."""
-    return ", ".join(f"{name}={value}" for name, value in parameters.items() if value is not None) or "-"
+    """`delta=0.15, kind=k3`."""
+    return ", ".join(f"{name}={'none' if value is None else value}" for name, value in parameters.items()) or "-"
 
 
 def print_losses(as_json: bool) -> None:
@@ -99,35 +113,38 @@ def print_losses(as_json: bool) -> None:
     if as_json:
         console.print_json(json.dumps(rows))
         return
-    table = Table("id", "gradient g = d(-L)/d log pi", "parameters and defaults", "scope", "presets")
+    table = Table(show_lines=True)
+    table.add_column("id", no_wrap=True)
+    table.add_column("gradient g = d(-L)/dx; parameters and defaults")
+    table.add_column("scope", no_wrap=True)
     for row in rows:
-        presets = ", ".join(row["presets"])
-        table.add_row(row["id"], escape(row["gradient"]), parameter_text(row["parameters"]), row["scope"], presets)
+        words = f"{escape(row['gradient'])}\n[dim]{escape(parameter_text(row['parameters']))}[/dim]"
+        table.add_row(row["id"], words, row["scope"])
     console.print(table)
+    console.print(NOTATION, highlight=False)
 
 
 def print_loss(loss_id: str) -> None:
     """Print one loss: formula, gradient, boundary, source, parameters, presets."""
     doc, console = describe(loss_id), Console(highlight=False)
-    console.print(f"[bold]{doc.id}[/bold]  {doc.summary}\n", soft_wrap=True)
+    console.print(f"[bold]{doc.id}[/bold]  {escape(doc.summary)}\n")
     facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True, style="bold")
     for name in SECTIONS:
-        facts.add_row(f"[bold]{name.lower()}[/bold]", escape(doc.sections[name]))
-    reads = ", ".join(["mu", *doc.needs])
-    facts.add_row("[bold]scope[/bold]", doc.scope)
-    facts.add_row("[bold]reads[/bold]", f"{reads} (and the policy that train.anchor names)")
-    skipped = "no gradient" if doc.zero_advantage_zero_gradient else "has a gradient"
-    facts.add_row("[bold]A = 0[/bold]", skipped)
+        facts.add_row(name.lower(), escape(doc.sections[name]))
+    facts.add_row("scope", doc.scope)
+    facts.add_row("reads", doc.reads)
+    facts.add_row("A = 0", "no gradient" if doc.zero_advantage_zero_gradient else "has a gradient")
+    for name, preset in doc.presets.items():
+        settings = [f"loss.{key} = {value}" for key, value in preset.parameters.items() if value is not None]
+        settings += [f"{key} = {value}" for key, value in preset.fields.items() if WITHOUT.get(key) != value]
+        missing = "; ".join((*preset.missing, SCALE))
+        facts.add_row(f"preset {name}", f"{preset.source}: {'; '.join(settings)} (not reproduced: {missing})")
     console.print(facts)
     if doc.parameters:
         console.print()
         table = Table("parameter", "default", "meaning")
         for name, value in doc.parameters.items():
-            table.add_row(name, str(value), doc.descriptions[name])
+            table.add_row(name, "none" if value is None else str(value), doc.descriptions[name])
         console.print(table)
-    for name, preset in doc.presets.items():
-        settings = [f"loss.{key} = {value}" for key, value in preset.parameters.items() if value is not None]
-        settings += [f"{key} = {value}" for key, value in preset.fields.items() if WITHOUT.get(key) != value]
-        console.print(f"\n[bold]preset {name}[/bold]  {preset.source}")
-        console.print("  " + "; ".join(settings))
-        console.print("  not reproduced: " + "; ".join(preset.not_reproduced))
+    console.print(NOTATION)

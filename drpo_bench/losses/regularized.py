@@ -18,8 +18,8 @@ def spo_loss(tokens: Tokens, *, epsilon: float) -> Tensor:
 
     Objective: L = -A r + |A| (r - 1)^2 / (2 epsilon)
     Gradient: g = A r [1 - sign(A) (r - 1) / epsilon]
-    Boundary: the weight is 0 at |r - 1| = epsilon and pulls pi back beyond it, without bound: a rare token's ratio
-        explodes.
+    Boundary: the weight is 0 at r - 1 = sign(A) epsilon and pulls pi back beyond it, without bound: a rare token's
+        ratio explodes. On the other side, where pi moved against the advantage, it grows above 1.
     Source: arXiv 2401.16025 and its released code.
     Defaults: 0.2, the paper's; the DRPO paper's runs use 12.5.
     """
@@ -32,8 +32,9 @@ def drpo_loss(tokens: Tokens, *, delta: float) -> Tensor:
 
     Objective: L = -A r + |A| u (r - 1)^2 / (2 delta)
     Gradient: g = A r [1 - sign(A) (p - u) / delta]
-    Boundary: the weight falls smoothly to 0 at |p - u| = delta and pulls pi back towards mu beyond it, by at most
-        1 / delta - 1. Since |p - u| <= 1 the boundary cannot be reached for delta >= 1: then it is nearly pg_is.
+    Boundary: the weight falls smoothly to 0 at p - u = sign(A) delta and pulls pi back towards mu beyond it, by at
+        most 1 / delta - 1; on the other side, where pi moved against the advantage, it grows to at most 1 + 1 /
+        delta. Since |p - u| <= 1 the boundary cannot be reached for delta >= 1: then it is nearly pg_is.
     Source: arXiv 2606.09821 eq. 8-9; UniRL's `drpo`.
     Defaults: 0.15, DPPO's radius, at which the boundary acts; the paper and every released code set 12.5.
     """
@@ -68,7 +69,7 @@ def drpo_no_abs_advantage_loss(tokens: Tokens, *, delta: float) -> Tensor:
 
     Objective: L = -A r + u (r - 1)^2 / (2 delta)
     Gradient: g = r [A - (p - u) / delta]
-    Boundary: at |p - u| = delta |A|, which moves with the advantage; a token with A = 0 is pulled back too.
+    Boundary: at p - u = delta A, which moves with the advantage; a token with A = 0 is pulled back too.
     Source: arXiv 2606.09821, figure 4.
     Defaults: 0.15 as drpo; the paper's run has 12.5.
     """

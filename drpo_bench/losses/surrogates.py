@@ -67,7 +67,7 @@ def topr_loss(tokens: Tokens, *, level: str) -> Tensor:
     """TOPR: plain REINFORCE for A > 0, an importance weight truncated at 1 for A < 0.
 
     Objective: L = -A sg(c) x, c = 1 where A >= 0, else min(R, 1); R = prod r over the response, or r itself
-    Gradient: g = A where A >= 0, else A min(R, 1)
+    Gradient: g = A where A >= 0, else A min(R, 1), R = prod r over the response, or r
     Boundary: what has become unlikely and was bad is left alone, weight R -> 0; what was good is always pulled.
     Source: arXiv 2503.14286; the token level is ROLL's.
     Defaults: level sequence, as in the paper.
@@ -80,11 +80,11 @@ def topr_loss(tokens: Tokens, *, level: str) -> Tensor:
 
 
 def vespo_loss(tokens: Tokens, *, k_pos: float, lambda_pos: float, k_neg: float, lambda_neg: float) -> Tensor:
-    """VESPO: a smooth weight of the sequence's ratio that is 1 on policy and falls on both sides.
+    """VESPO: a smooth weight of the response's ratio that falls to 0 for small and for large ones.
 
     Objective: L = -A sg(phi(R)) x, phi(R) = R^k exp(lambda (1 - R)), R = prod r over the response
-    Gradient: g = A phi(R), with k and lambda by the sign of A
-    Boundary: phi falls to 0 as R goes to 0 or to infinity; no kink.
+    Gradient: g = A phi(R), phi(R) = R^k exp(lambda (1 - R)), with k and lambda by the sign of A
+    Boundary: phi is 1 on policy, largest at R = k / lambda, and falls to 0 as R goes to 0 or to infinity; no kink.
     Source: arXiv 2602.10693.
     Defaults: k 2 and lambda 3 where A >= 0, k 3 and lambda 2 where A < 0, as in the paper and TRL.
     """

@@ -71,10 +71,11 @@ def dppo_topk_tv_loss(
     Objective: L = -A sg(min(r, ratio_cap) M) x
     Gradient: g = A min(r, ratio_cap) M, M = 0 where D > delta and p moved in the advantage's direction;
         D = 1/2 sum |pi - mu| over top-k of mu, the sampled token and one bucket for all others
-    Boundary: the gradient drops to 0, also where the sampled token moved little but others much.
+    Boundary: the gradient drops to 0, also where the sampled token moved little but others much. Measured from mu,
+        whose top-k it is, also where train.anchor is another policy.
     Source: arXiv 2602.04879 eq. 15.
     Defaults: 0.15 as dppo_tv (paper: 0.2), k 20. Union of top-k and sampled token as in the paper; `replace` as in its
-        code, where k = 1 is dppo_tv exactly.
+        code, where k = 1 is dppo_tv exactly (anchor mu).
     """
     divergence = topk_tv(*topk_pair(tokens, replace))
     masked = moved_too_far(tokens.advantages, tokens.shift("mu"), divergence, delta_low, delta_high)
@@ -89,7 +90,8 @@ def dppo_topk_kl_loss(
     Objective: L = -A sg(min(r, ratio_cap) M) x
     Gradient: g = A min(r, ratio_cap) M, M = 0 where D > delta and p moved in the advantage's direction;
         D = sum mu log(mu / pi) over top-k of mu, the sampled token and one bucket for all others
-    Boundary: the gradient drops to 0, also where the sampled token moved little but others much.
+    Boundary: the gradient drops to 0, also where the sampled token moved little but others much. Measured from mu,
+        whose top-k it is, also where train.anchor is another policy.
     Source: arXiv 2602.04879 eq. 16.
     Defaults: 0.05, the paper's; k 20; `replace` as for dppo_topk_tv.
     """
@@ -102,7 +104,7 @@ def ipo_loss(tokens: Tokens, *, delta: float, kl_coef: float, mask_anchor: Ancho
     """IPO: a mask on |pi - mu| in both directions and for both signs of A, and a small quadratic penalty.
 
     Objective: L = -A r sg(M) + kl_coef (x - m)^2, M = 1 where |p - u| <= delta
-    Gradient: g = A r M - 2 kl_coef (x - m)
+    Gradient: g = A r M - 2 kl_coef (x - m), M = 1 where |p - u| <= delta, else 0
     Boundary: only the penalty is left, which pulls pi back in nats.
     Source: prime-rl, which replaced DPPO by it: in asynchronous RL the sign of A does not predict where pi moves.
     Defaults: delta 0.1 and kl_coef 1e-3, prime-rl's.
@@ -116,7 +118,7 @@ def neg_mask_loss(tokens: Tokens, *, delta: float, mask_anchor: Anchor | None) -
     """Negative mask: the surrogate without the few bad tokens whose probability fell furthest.
 
     Objective: L = -A r sg(M), M = 0 where A < 0 and u - p >= delta
-    Gradient: g = A r M
+    Gradient: g = A r M, M = 0 where A < 0 and u - p >= delta, else 1
     Boundary: the gradient drops to 0 for A < 0; none for A > 0.
     Source: DPPO, arXiv 2602.04879, section 5.3: a probe of which updates do the damage.
     Defaults: 0.5, the paper's.

@@ -48,7 +48,7 @@ def print_plan(experiment: Experiment, out: Path, workers: int | None, force: bo
             disk += cost.megabytes or 0.0
             unknown |= cost.minutes is None
         params = " ".join(f"{key}={value}" for key, value in run.loss.settings.items())
-        axes = [str(field_of(run, axis, experiment.source)) for axis in varied]
+        axes = [axis_text(field_of(run, axis, experiment.source)) for axis in varied]
         estimated = "?" if cost.minutes is None else f"{cost.minutes:.1f}"
         table.add_row(run.run_id, params, *axes, state, f"{cost.tokens / 1e6:.2f} M", estimated)
     # A plan that is piped into a file is not cut to a terminal that is not there.
@@ -62,6 +62,11 @@ def print_plan(experiment: Experiment, out: Path, workers: int | None, force: bo
         soft_wrap=True,
     )
     print_warnings(experiment)
+
+
+def axis_text(value: object) -> str:
+    """An axis value in the plan: a table as its entries, without the braces."""
+    return " ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
 
 
 def print_warnings(experiment: Experiment) -> None:

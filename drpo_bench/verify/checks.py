@@ -79,7 +79,7 @@ def check_clip_cov() -> Check:
     fair = selected.sum() == others.sum() == max(1, int(0.05 * len(cov))) and (selected != others).any()
     fair = fair and candidates[selected].all() and candidates[others].all()
     everything = make_loss("clip_cov", select_frac=1.0, cov_low=0.1, cov_high=1.0).select(tokens).numpy()
-    fair = fair and (everything == candidates).all()
+    fair = fair and (everything == candidates).all() and not make_loss("clip_cov", select_frac=0.0).select(tokens).any()
     expected = np.where(keeps & ~selected, sample.advantages * ratio, 0.0)
     return Check("clip_cov: gradient is the closed form", relative_error(g, expected) if fair else float("inf"), 1e-9)
 

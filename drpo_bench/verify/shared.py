@@ -113,7 +113,7 @@ def check_refusals() -> Iterator[Check]:
         loss_id
         for loss_id, spec in LOSSES.items()
         if is_refused(lambda loss_id=loss_id: make_loss(loss_id, "old", TISToken()), "token-level")  # type: ignore[misc]
-        != spec.config.sequence_ratio
+        != spec.config().sequence_ratio
     ]
     yield Check("a token-level weight on a sequence loss is refused", len(sequence), 0)
     tokens = replace(make_sample().tokens(), old_logprobs=None)

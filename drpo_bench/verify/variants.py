@@ -20,7 +20,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "gspo": [{"clip_low": 0.05, "clip_high": 0.2}],
     "gmpo": [{"clip_low": 0.05, "clip_high": 0.2}],
     "opsm": [{"delta": 0.05}],
-    "kl_cov": [{"select_frac": 0.2, "coef": 0.3}],
+    "kl_cov": [{"select_frac": 0.2, "coef": 0.3}, {"select_frac": 0.0}],
     "spo": [{"epsilon": 12.5}],
     "dppo_tv": [{"delta_low": 0.02, "delta_high": 0.08, "ratio_cap": 1.5, "mask_anchor": "old"}],
     "dppo_kl": [{"delta_low": 0.002, "delta_high": 0.01, "ratio_cap": 1.5, "mask_anchor": "prox"}],
