@@ -105,14 +105,16 @@ def new_page(
 
 
 def wrap_label(label: str, inches: float, size: float = 9) -> str:
-    """A setting's name on lines that fit the width, broken after its commas."""
+    """A setting's name on lines that fit the width, broken after its commas, and at spaces where a part is too long."""
     limit, lines = int(inches * 72 / size / 0.6), [""]
     for part in label.split(", "):
-        longer = f"{lines[-1]}, {part}" if lines[-1] else part
+        first, *rest = wrap(part, limit, break_long_words=False, break_on_hyphens=False)
+        longer = f"{lines[-1]}, {first}" if lines[-1] else first
         if lines[-1] and len(longer) > limit:
-            lines.append(part)
+            lines.append(first)
         else:
             lines[-1] = longer
+        lines += rest
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from drpo_bench.analysis.cells import label_runs
 from drpo_bench.analysis.figures import final_bars, learning_curves
-from drpo_bench.analysis.layout import new_page
+from drpo_bench.analysis.layout import new_page, wrap_label
 from drpo_bench.analysis.load import read_results
 from drpo_bench.analysis.stability import stability_panel
 from drpo_bench.analysis.style import DASHES, STYLES, loss_style, variant_style
@@ -126,3 +126,12 @@ def test_variants_of_a_loss_go_from_dark_to_light():
     colors = [variant_style(loss_style("drpo"), variant, range(-2, 3)).color for variant in range(-2, 3)]
     brightness = [sum(int(color[i : i + 2], 16) for i in (1, 3, 5)) for color in colors]
     assert brightness == sorted(brightness) and len(set(colors)) == 5 and colors[2] == loss_style("drpo").color
+
+
+def test_long_names_are_broken_at_commas_and_then_at_spaces():
+    assert wrap_label("bf16, lag 8", 2.0) == "bf16, lag 8"
+    wrapped = wrap_label("bf16, lag 8, train.aggregation seq_mean_token_mean, train.anchor old", 2.0)
+    assert max(len(line) for line in wrapped.splitlines()) <= int(2.0 * 72 / 9 / 0.6)
+    assert " ".join(wrapped.split()).replace(",", "") == (
+        "bf16 lag 8 train.aggregation seq_mean_token_mean train.anchor old"
+    )
