@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from drpo_bench.analysis.cells import CELL, done, seeds_text
-from drpo_bench.analysis.layout import BANDS_UP_TO
+from drpo_bench.analysis.layout import BANDS_UP_TO, LINES_A_PANEL
 from drpo_bench.analysis.runs import KEY
 from drpo_bench.analysis.style import TIMES
 from drpo_bench.analysis.tables import STABILITY_METRICS, rows_of
@@ -54,12 +54,20 @@ def problems_text(summary: pd.DataFrame) -> str:
     return f"{problem_counts(summary)} fixed held-out problems (95% sampling error of one: at most ±{error:.2f})"
 
 
+def count_lines(summary: pd.DataFrame) -> int:
+    """Losses with their parameters: lines of a panel, or, where they are too many, panels and rows."""
+    return len(summary.drop_duplicates(["loss", "loss_params"]))
+
+
 def figure_notes(summary: pd.DataFrame) -> dict[str, str]:
     """The small print on top of each figure, by its name."""
-    lines = len(summary.drop_duplicates(["loss", "loss_params"]))
+    lines = count_lines(summary)
     interval = "95% bootstrap interval over seeds"
-    curves = f"mean, band: {interval}" if lines <= BANDS_UP_TO else f"mean (of over {BANDS_UP_TO} lines no bands)"
+    bands = lines <= BANDS_UP_TO or lines > LINES_A_PANEL
+    curves = f"mean, band: {interval}" if bands else f"mean (of over {BANDS_UP_TO} lines no bands)"
     bars, ranges = f"mean, line: {interval}, dots: seeds", "median, band: range over seeds"
+    if lines > LINES_A_PANEL:
+        ranges = "median over seeds"
     if single(summary):
         curves = bars = ranges = "no interval"
     sample, problems = sample_text(summary), f"{problem_counts(summary)} eval problems"
@@ -79,6 +87,11 @@ def captions(summary: pd.DataFrame, curves: pd.DataFrame) -> dict[str, str]:
     curve = "A single seed has no interval." if one else f"Line: mean; band: {interval}."
     bars = "A single seed has no interval." if one else f"Bar: mean; line: {interval}; dots: seeds."
     ranges = "A line is a single seed." if one else "Line: median; band: range over seeds, which is no interval."
+    if count_lines(summary) > LINES_A_PANEL:
+        curve = f"A panel a loss, the others grey. {curve}"
+        bars = f"Best first. {bars}"
+        ranges = "A row a loss: from the smallest to the largest value over the run, dot at its end"
+        ranges += "." if one else "; of the median over seeds."
     return {
         "learning_curves": (
             f"**Learning curves** by rollout batch ({sample}): accuracy of one sampled answer to each of {problems}. "

@@ -23,6 +23,7 @@ from drpo_bench.records import write_text
 NOTE_SIZE = 7.5
 LEFT, RIGHT, GAP = 0.66, 0.14, 0.16  # inches: beside the panels and between them
 LINE = 0.17  # inches of a line of text
+LINES_A_PANEL = 9  # with more losses, a figure has a panel or a row for each (`many`)
 BANDS_UP_TO = 6  # lines in a panel; the bands of more hide each other
 DASHES_OF_TOKEN: dict[str, Any] = {"rare": "-", "frequent": (0, (2.5, 1.2))}  # in figures of gradient weights
 Styles = dict[tuple[str, str], tuple[str, LossStyle]]
@@ -62,15 +63,16 @@ def new_page(
     labels: tuple[str, str],
     between: float | None = None,
     beside: float = GAP,
+    left: float = LEFT,
     **subplots: Any,
 ) -> tuple[Figure, Any]:
     """(figure, axes [rows, columns]) with panels of `panel` inches; no pyplot, so that nothing keeps them alive.
 
     `labels` are the common x and y labels; `between` is the room between rows, by default that of the titles,
-    and `beside` that between columns, in inches.
+    `beside` that between columns and `left` that for the names of rows, in inches.
     """
     rows, columns = shape
-    width = LEFT + columns * panel[0] + (columns - 1) * beside + RIGHT
+    width = left + columns * panel[0] + (columns - 1) * beside + RIGHT
     notes = wrap(note, int(width * 72 / NOTE_SIZE * 1.85))
     ncols = legend_columns(handles, width)
     legend = LINE * -(-len(handles) // ncols) + 0.1
@@ -81,14 +83,14 @@ def new_page(
     fig = Figure(figsize=(width, height))
     axes = fig.subplots(rows, columns, squeeze=False, **subplots)
     fig.subplots_adjust(
-        left=LEFT / width,
+        left=left / width,
         right=1 - RIGHT / width,
         bottom=bottom / height,
         top=1 - top / height,
         wspace=beside / panel[0],
         hspace=gap / panel[1],
     )
-    middle = (LEFT + width - RIGHT) / 2 / width
+    middle = (left + width - RIGHT) / 2 / width
     fig.text(0.08 / width, 1 - 0.06 / height, "\n".join(notes), va="top", fontsize=NOTE_SIZE, color="#555555")
     fig.text(middle, (legend + 0.02) / height, labels[0], ha="center", va="bottom")
     fig.text(0.08 / width, (bottom + height - top) / 2 / height, labels[1], rotation=90, va="center")

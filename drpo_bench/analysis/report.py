@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
+from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
@@ -15,8 +16,9 @@ from rich.text import Text
 from drpo_bench.analysis.captions import captions, emulation_text, figure_notes, sample_text, single
 from drpo_bench.analysis.cells import current, done, label_runs
 from drpo_bench.analysis.figures import final_bars, learning_curves
-from drpo_bench.analysis.layout import save_figure
+from drpo_bench.analysis.layout import LINES_A_PANEL, save_figure
 from drpo_bench.analysis.load import Results, read_results, update_results
+from drpo_bench.analysis.many import curves_by_loss, final_rows, stability_rows
 from drpo_bench.analysis.notes import notes
 from drpo_bench.analysis.rows import brief_rows, markdown_table, result_rows
 from drpo_bench.analysis.stability import SETTINGS_A_PAGE, stability_panel
@@ -46,19 +48,27 @@ def draw_figures(summary: pd.DataFrame, curves: pd.DataFrame, directory: Path) -
     """Draw every figure; the names of its files (a page each) by the figure's name."""
     small_print, drawn = figure_notes(summary), dict[str, list[str]]()
     curve, final = curve_table(summary, curves), final_table(summary)
-    if len(curve):
-        save_figure(learning_curves(curve, small_print["learning_curves"]), curve, directory, "learning_curves")
-        drawn["learning_curves"] = ["learning_curves"]
-    save_figure(final_bars(final, small_print["final_accuracy"]), final, directory, "final_accuracy")
-    drawn["final_accuracy"] = ["final_accuracy"]
     stability = stability_table(summary, curves)
-    settings = list(dict.fromkeys(stability["setting_label"]))
-    for start in range(0, len(settings), SETTINGS_A_PAGE):
-        page = stability[stability["setting_label"].isin(settings[start : start + SETTINGS_A_PAGE])]
-        name = "stability" if start == 0 else f"stability_{start // SETTINGS_A_PAGE + 1}"
-        save_figure(stability_panel(page, small_print["stability"]), page, directory, name)
-        drawn.setdefault("stability", []).append(name)
+    many = len(final.drop_duplicates(["loss", "loss_params"])) > LINES_A_PANEL
+    figures: list[tuple[str, pd.DataFrame, Callable[..., Figure], int | None]] = [
+        ("learning_curves", curve, curves_by_loss if many else learning_curves, 1 if many else None),
+        ("final_accuracy", final, final_rows if many else final_bars, 3 if many else None),
+        ("stability", stability, stability_rows if many else stability_panel, 1 if many else SETTINGS_A_PAGE),
+    ]
+    for figure, table, draw, settings_a_page in figures:
+        for number, page in enumerate(pages(table, settings_a_page), start=1):
+            name = figure if number == 1 else f"{figure}_{number}"
+            save_figure(draw(page, small_print[figure]), page, directory, name)
+            drawn.setdefault(figure, []).append(name)
     return drawn
+
+
+def pages(table: pd.DataFrame, settings_a_page: int | None) -> Iterator[pd.DataFrame]:
+    """The rows of a table in pages of at most so many settings; all on one where there is no limit."""
+    settings = list(dict.fromkeys(table["setting_label"])) if len(table) else []
+    size = settings_a_page or max(1, len(settings))
+    for start in range(0, len(settings), size):
+        yield table[table["setting_label"].isin(settings[start : start + size])]
 
 
 def report_lines(results: Results, summary: pd.DataFrame, figures: dict[str, list[str]]) -> Iterator[str]:

@@ -1,0 +1,160 @@
+"""Figures of sweeps with more losses than one panel can tell apart: a panel, or a row, for each loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from drpo_bench.analysis.figures import CROSS, DASHED
+from drpo_bench.analysis.layout import cell_styles, draw_band, drawing, new_page
+from drpo_bench.analysis.stability import AXES
+from drpo_bench.analysis.style import TIMES, LossStyle
+from drpo_bench.analysis.tables import STABILITY_METRICS
+
+GREY: dict[str, Any] = {"color": "#C9C9C9", "linewidth": 0.7, "zorder": 1}
+COLUMNS = 5
+ROW = 0.17  # inches of a loss's row
+LABEL_INCH = 0.068  # inches of a letter of a row's name
+
+
+def curves_by_loss(table: pd.DataFrame, note: str = "") -> Figure:
+    """Accuracy by rollout batch of one setting of `tables.curve_table`: a panel a loss, the others grey behind it."""
+    styles = cell_styles(table)
+    rows = -(-len(styles) // COLUMNS)
+    handles: list[Any] = [Line2D([], [], label="the other losses", **GREY)]
+    if table["collapses"].any():
+        handles.append(Line2D([], [], linestyle="none", color="#444444", label="a run collapses", **CROSS))
+    lines = dict(iter(table.groupby(["loss", "loss_params"], sort=False)))
+    with drawing():
+        fig, axes = new_page(
+            (rows, COLUMNS),
+            (1.24, 0.95),
+            handles,
+            note=f"{table['setting_label'].iloc[0]}; {note}",
+            title_lines=1,
+            labels=("rollout batch", "sampled eval accuracy"),
+            between=0.2,
+            beside=0.1,
+            sharex=True,
+            sharey=True,
+        )
+        for position, ax in enumerate(axes.flat):
+            if position >= len(styles):
+                ax.set_visible(False)
+                continue
+            key = list(styles)[position]
+            label, style = styles[key]
+            ax.set_title(label, fontsize=8)
+            for other in lines.values():
+                ax.plot(other["step"], other["accuracy"], **GREY)
+            _draw_own(ax, lines[key], style)
+            ax.tick_params(labelbottom=position + COLUMNS >= len(styles))
+            ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        axes[0, 0].set_ylim(0, 1.06 * max(table["accuracy"].max(), table["high"].max(), 0.05))
+    return fig
+
+
+def _draw_own(ax: Axes, line: pd.DataFrame, style: LossStyle) -> None:
+    """The panel's own loss, with its interval and its collapses."""
+    x, y = line["step"].to_numpy(float), line["accuracy"].to_numpy(float)
+    if line["low"].notna().any():
+        draw_band(ax, x, line["low"].to_numpy(float), line["high"].to_numpy(float), style.color, fill=0.15)
+    ax.plot(x, y, color=style.color, linewidth=1.8)
+    at = line["collapses"].to_numpy() > 0
+    if at.any():
+        ax.plot(x[at], y[at], linestyle="none", color=style.color, zorder=5, clip_on=False, **CROSS)
+
+
+def final_rows(table: pd.DataFrame, note: str = "") -> Figure:
+    """Final accuracy of `tables.final_table`: a row a loss, best first, a panel a setting; step 0 dashed."""
+    settings, styles = list(dict.fromkeys(table["setting_label"])), cell_styles(table)
+    mean = table.groupby(["loss", "loss_params"])["final"].mean()
+    order = sorted(styles, key=lambda key: (-float(mean[key]) if mean[key] == mean[key] else 1.0, key))
+    handles: list[Any] = [Line2D([], [], label="before training", **DASHED)]
+    if table["collapsed"].any():
+        handles.append(Line2D([], [], linestyle="none", color="#444444", label="runs collapsed, of n", **CROSS))
+    with drawing():
+        fig, axes = _rows_page(order, styles, len(settings), handles, note, "final sampled accuracy")
+        for ax, setting in zip(axes, settings, strict=True):
+            ax.set_title(setting, fontsize=8)
+            own = table[table["setting_label"] == setting].set_index(["loss", "loss_params"])
+            for place, key in enumerate(order):
+                if key in own.index and own.loc[key, "n"]:
+                    _draw_row(ax, place, own.loc[key], styles[key][1])
+            ax.plot([own["initial"].mean()] * 2, [-0.6, len(order) - 0.4], **DASHED)
+            ax.set_xlim(0, 1.12 * max(table["final"].max(), table["final_high"].max(), 0.05))
+    return fig
+
+
+def _draw_row(ax: Axes, place: int, bar: Any, style: LossStyle) -> None:
+    ax.barh(place, bar["final"], 0.72, color=style.color)
+    if bar["n"] > 1:
+        ax.hlines(place, bar["final_low"], bar["final_high"], color="black", linewidth=1.3, zorder=4)
+        seeds = [float(value) for value in bar["finals"].split()]
+        ax.plot(seeds, [place] * len(seeds), "o", markersize=2.5, color="white", markeredgecolor="black", zorder=5)
+    if bar["collapsed"]:
+        end = max(bar["final"], bar["final_high"] if bar["n"] > 1 else 0)
+        count = f"{TIMES} {bar['collapsed']}/{bar['n']}"
+        ax.annotate(count, (end, place), (3, 0), textcoords="offset points", va="center", fontsize=7)
+
+
+def stability_rows(table: pd.DataFrame, note: str = "") -> Figure:
+    """One setting of `tables.stability_table`: a row a loss, a panel a metric; range over the run, dot at its end."""
+    styles = cell_styles(table)
+    metrics = [metric for metric in STABILITY_METRICS if (table["metric"] == metric).any()]
+    handles = [
+        Line2D([], [], color="#444444", linewidth=2, alpha=0.4, label="from the run's smallest to its largest value"),
+        Line2D([], [], color="#444444", marker="o", linestyle="none", label="last evaluation"),
+    ]
+    with drawing():
+        text = f"{table['setting_label'].iloc[0]}; {note}"
+        fig, axes = _rows_page(list(styles), styles, len(metrics), handles, text, "")
+        for ax, metric in zip(axes, metrics, strict=True):
+            name, logarithmic = AXES[metric]
+            ax.set_title(name, fontsize=8)
+            own = table[table["metric"] == metric]
+            for place, key in enumerate(styles):
+                line = own[(own["loss"] == key[0]) & (own["loss_params"] == key[1])]
+                values = line["median"].dropna()
+                if len(values):
+                    color = styles[key][1].color
+                    ax.hlines(place, values.min(), values.max(), color=color, linewidth=2.4, alpha=0.4)
+                    ax.plot(values.iloc[-1], place, "o", color=color, markersize=3.6)
+            if logarithmic and (own["median"].dropna() > 0).all():
+                ax.set_xscale("log")
+            else:
+                ax.xaxis.set_major_locator(MaxNLocator(3))
+            ax.minorticks_off()
+            ax.tick_params(axis="x", labelsize=7)
+    return fig
+
+
+def _rows_page(
+    order: list[tuple[str, str]], styles: Any, panels: int, handles: list[Any], note: str, xlabel: str
+) -> tuple[Figure, Any]:
+    """A page with a row a loss, whose names stand on the left, and `panels` side by side."""
+    names = [styles[key][0] for key in order]
+    room = LABEL_INCH * max(len(name) for name in names)
+    width = max(0.95, (7.0 - room) / panels) if panels > 1 else 4.2
+    fig, axes = new_page(
+        (1, panels),
+        (width, ROW * len(order) + 0.1),
+        handles,
+        note=note,
+        labels=(xlabel, ""),
+        left=room + 0.1,
+        beside=0.12,
+        sharey=True,
+    )
+    first = axes[0, 0]
+    first.set_yticks(range(len(order)), names, fontsize=8)
+    first.set_ylim(len(order) - 0.4, -0.6)
+    for ax in axes[0]:
+        ax.grid(visible=False, axis="y")
+        ax.tick_params(axis="y", length=0)
+    return fig, axes[0]
