@@ -193,15 +193,10 @@ class RunConfig(Frozen):
 
     def identity(self) -> dict[str, Any]:
         """The fields that determine the result, as canonical data."""
-        unused: dict[str, Any] = {} if self.model.from_scratch else {"warmstart": True}
-        unused |= {"experiment": True, "checkpoint": True, "loss": {"preset"}}  # a preset is written out
-        if not self.rollout.dynamic_sampling:
-            unused["rollout"] = {"max_sampling_rounds"}
-        if self.task.overlong_penalty == 0:
-            unused["task"] = {"overlong_buffer"}
-        data = canonical(self.model_dump(exclude=unused))
+        unused = set() if self.model.from_scratch else {"warmstart"}
+        data = canonical(self.model_dump(exclude={"experiment", "checkpoint", *unused}))
         assert isinstance(data, dict)
-        return data | {"schema_version": SCHEMA_VERSION}
+        return acting(data) | {"schema_version": SCHEMA_VERSION}
 
     @property
     def run_id(self) -> str:
@@ -223,12 +218,14 @@ class RunConfig(Frozen):
         if preset and preset.missing:
             missing = "; ".join(preset.missing)
             found.append(f"loss.preset = {self.loss.preset!r} of {self.loss.id} does not reproduce: {missing}")
-        on_policy = self.train.updates_per_batch == 1 and (
-            self.train.anchor == "prox" or (self.train.anchor == "old" and self.rollout.lag == 0)
+        anchor = self.train.anchor
+        ratio_is_one = self.train.updates_per_batch == 1 and (
+            anchor == "prox" or (anchor == "old" and self.rollout.lag == 0)
         )
-        if on_policy and self.loss.corrects and not self.loss.needs:
+        other_mask = self.loss.topk > 0 or getattr(self.loss, "mask_anchor", None) not in (None, anchor)
+        if ratio_is_one and self.loss.corrects and not other_mask and self.loss.id not in ("pg_is", "penalty"):
             found.append(
-                f"train.anchor = {self.train.anchor!r} with one update a batch: the ratio is 1 at every update, so "
+                f"train.anchor = {anchor!r} with one update a batch: the ratio is 1 at every update, so "
                 f"the clip, mask or penalty of {self.loss.id} on it never acts"
             )
         return found
@@ -239,6 +236,20 @@ class RunConfig(Frozen):
         fields = self.model_dump(include={"seed", "model", "warmstart", "runtime"})
         fields["task"] = self.task.model_dump(exclude=rewards)
         return content_hash(canonical(fields) | {"numerics_version": NUMERICS_VERSION})[:16]
+
+
+def acting(data: dict[str, Any]) -> dict[str, Any]:
+    """The tables of a run without what cannot act in it: switches of what is off, and a preset's name, which is
+    written out."""
+    unused = {"loss": "preset"}
+    if not data.get("rollout", {}).get("dynamic_sampling"):
+        unused["rollout"] = "max_sampling_rounds"
+    if not data.get("task", {}).get("overlong_penalty"):
+        unused["task"] = "overlong_buffer"
+    tables = {table: dict(data[table]) for table in unused if table in data}
+    for table, fields in tables.items():
+        fields.pop(unused[table], None)
+    return data | tables
 
 
 def canonical(value: Any) -> Any:

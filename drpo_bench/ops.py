@@ -38,11 +38,12 @@ def binary_kl(x: Tensor, m: Tensor) -> Tensor:
     """KL(mu || pi) of two outcomes, the sampled token or any other, from its logprobs x = log pi and m = log mu; [N].
 
     Exact, not an estimate, and in float64: near p = 1 the difference of two float32 numbers would be noise. What the
-    logprobs' own format resolves of 1 - p is added to both complements, so that with respect to x the gradient is
-    (p - u) / (1 - p), and 0 where both round to 1.
+    logprobs' own format resolves of 1 - p (eps) is added to both complements: with respect to x the gradient is
+    (p - u) / (1 - p + eps), 0 where both round to 1, and of the order of 1e7 where p alone does in float32.
+    A logprob that rounding left above 0 counts as 0.
     """
     resolution = torch.finfo(x.dtype).eps
-    x, m = x.double(), m.double()
+    x, m = x.double().clamp(max=0.0), m.double().clamp(max=0.0)
     other_pi, other_mu = (resolution - torch.expm1(logprobs) for logprobs in (x, m))
     return m.exp() * (m - x) + other_mu * (other_mu / other_pi).log()
 

@@ -14,6 +14,7 @@ from drpo_bench.loss_configs import LOSS_IDS
 from drpo_bench.losses import LOSSES, make_loss
 from drpo_bench.losses.covariance import token_keys
 from drpo_bench.losses.listing import SECTIONS, describe, registry_rows
+from drpo_bench.ops import binary_kl
 from drpo_bench.types import Tokens
 from drpo_bench.verify.checks import PER_LOSS
 from drpo_bench.verify.limits import limits
@@ -201,6 +202,12 @@ def test_binary_kl_of_a_saturated_token_pushes_nothing():
         x = tokens.logprobs.detach().to(dtype).requires_grad_()
         own = Tokens(x, x.detach(), tokens.advantages.to(dtype), tokens.rollout_index, tokens.weights.to(dtype))
         assert gradient(make_loss("penalty", kind="binary_kl"), own).tolist() == pytest.approx([1.0, 1.0], rel=1e-6)
+
+
+def test_binary_kl_forgives_a_logprob_that_rounding_left_above_zero():
+    x, m = torch.tensor([2e-7, -1e-3, 2e-7]), torch.tensor([-1e-3, 2e-7, 2e-7])
+    assert torch.isfinite(binary_kl(x, m)).all()
+    assert binary_kl(x, m)[2] == 0.0
 
 
 def test_choices_of_neighbouring_seeds_and_steps_have_nothing_in_common():

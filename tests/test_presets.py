@@ -141,7 +141,16 @@ def test_a_ratio_that_is_one_by_construction_is_told():
     run = config(loss={"id": "grpo"}, train={"anchor": "prox", "updates_per_batch": 1}, rollout={"lag": 3})
     assert "the ratio is 1 at every update" in run.warnings()[0]
     fields = {"train": {"anchor": "prox", "updates_per_batch": 1}}
-    assert not config(loss={"id": "decoupled_ppo", "mask_anchor": "old"}, **fields).warnings()
+    for loss in (
+        {"id": "decoupled_ppo", "mask_anchor": "old"},
+        {"id": "dppo_tv", "mask_anchor": "mu"},
+        {"id": "dppo_topk_tv"},
+        {"id": "penalty", "kind": "kl"},  # pushes with constant force, on policy too
+        {"id": "pg_is"},
+        {"id": "reinforce"},
+    ):
+        assert not config(loss=loss, **fields).warnings()
+    assert config(loss={"id": "dppo_tv", "mask_anchor": "prox"}, **fields).warnings()
     assert not config(
         loss={"id": "grpo"}, train={"anchor": "old", "updates_per_batch": 1}, rollout={"lag": 1}
     ).warnings()
@@ -169,3 +178,19 @@ def test_reward_shaping_does_not_change_the_warm_start():
     shaped = config(task={"name": "arithmetic", "overlong_penalty": 1.0, "overlong_buffer": 8})
     assert shaped.warmstart_key() == config().warmstart_key()
     assert shaped.run_id != config().run_id
+
+
+def test_equal_runs_share_a_cell_in_every_table(tmp_path):
+    from drpo_bench.analysis.runs import identity_row, setting_hash
+
+    def row(run):
+        data = canonical(run.model_dump())
+        identity = identity_row(run, setting_hash(data))
+        return {key: identity[key] for key in ("setting", "loss", "loss_params", "fields")}
+
+    assert row(config(rollout={"max_sampling_rounds": 9})) == row(config())
+    by_name, train = config(loss={"id": "drpo", "preset": "paper"}), {"aggregation": "seq_mean_token_sum_norm"}
+    by_hand = config(loss={"id": "drpo", "delta": 12.5}, train=train)
+    assert by_name.run_id == by_hand.run_id
+    assert row(by_name) == row(by_hand)
+    assert row(by_name)["setting"] != row(config())["setting"]

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from drpo_bench.analysis.figures import CROSS, DASHED
-from drpo_bench.analysis.layout import cell_styles, draw_band, drawing, new_page
+from drpo_bench.analysis.layout import cell_styles, draw_band, drawing, new_page, wrap_label
 from drpo_bench.analysis.stability import AXES
 from drpo_bench.analysis.style import TIMES, LossStyle
 from drpo_bench.analysis.tables import STABILITY_METRICS
@@ -29,6 +29,8 @@ def curves_by_loss(table: pd.DataFrame, note: str = "") -> Figure:
     handles: list[Any] = [Line2D([], [], label="the other losses", **GREY)]
     if table["collapses"].any():
         handles.append(Line2D([], [], linestyle="none", color="#444444", label="a run collapses", **CROSS))
+    titles = {key: wrap_label(label.replace(" ", ", "), 1.3, 8).replace(",", "") for key, (label, _) in styles.items()}
+    tallest = max(1 + title.count("\n") for title in titles.values())
     lines = dict(iter(table.groupby(["loss", "loss_params"], sort=False)))
     with drawing():
         fig, axes = new_page(
@@ -36,9 +38,9 @@ def curves_by_loss(table: pd.DataFrame, note: str = "") -> Figure:
             (1.24, 0.95),
             handles,
             note=f"{table['setting_label'].iloc[0]}; {note}",
-            title_lines=1,
+            title_lines=tallest,
             labels=("rollout batch", "sampled eval accuracy"),
-            between=0.2,
+            between=0.04 + 0.16 * tallest,
             beside=0.1,
             sharex=True,
             sharey=True,
@@ -48,11 +50,10 @@ def curves_by_loss(table: pd.DataFrame, note: str = "") -> Figure:
                 ax.set_visible(False)
                 continue
             key = list(styles)[position]
-            label, style = styles[key]
-            ax.set_title(label, fontsize=8)
+            ax.set_title(titles[key], fontsize=8)
             for other in lines.values():
                 ax.plot(other["step"], other["accuracy"], **GREY)
-            _draw_own(ax, lines[key], style)
+            _draw_own(ax, lines[key], styles[key][1])
             ax.tick_params(labelbottom=position + COLUMNS >= len(styles))
             ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         axes[0, 0].set_ylim(0, 1.06 * max(table["accuracy"].max(), table["high"].max(), 0.05))
@@ -78,27 +79,32 @@ def final_rows(table: pd.DataFrame, note: str = "") -> Figure:
     handles: list[Any] = [Line2D([], [], label="before training", **DASHED)]
     if table["collapsed"].any():
         handles.append(Line2D([], [], linestyle="none", color="#444444", label="runs collapsed, of n", **CROSS))
+    finals = [float(value) for text in table["finals"] for value in text.split()]
+    right = max([0.05, *finals, *table["final_high"].dropna(), *table["initial"].dropna()])
     with drawing():
-        fig, axes = _rows_page(order, styles, len(settings), handles, note, "final sampled accuracy")
+        fig, axes = _rows_page(order, styles, settings, handles, note, "final sampled accuracy")
         for ax, setting in zip(axes, settings, strict=True):
-            ax.set_title(setting, fontsize=8)
             own = table[table["setting_label"] == setting].set_index(["loss", "loss_params"])
             for place, key in enumerate(order):
-                if key in own.index and own.loc[key, "n"]:
+                if key in own.index:
                     _draw_row(ax, place, own.loc[key], styles[key][1])
             ax.plot([own["initial"].mean()] * 2, [-0.6, len(order) - 0.4], **DASHED)
-            ax.set_xlim(0, 1.12 * max(table["final"].max(), table["final_high"].max(), 0.05))
+            ax.set_xlim(0, 1.12 * right)
     return fig
 
 
 def _draw_row(ax: Axes, place: int, bar: Any, style: LossStyle) -> None:
+    """One loss: its bar, interval and seeds; how many of its runs collapsed, or that none has a result."""
+    if not bar["n"]:
+        ax.text(0, place, " no result", va="center", color=style.color, fontsize=7)
+        return
+    seeds = [float(value) for value in bar["finals"].split()]
     ax.barh(place, bar["final"], 0.72, color=style.color)
     if bar["n"] > 1:
         ax.hlines(place, bar["final_low"], bar["final_high"], color="black", linewidth=1.3, zorder=4)
-        seeds = [float(value) for value in bar["finals"].split()]
         ax.plot(seeds, [place] * len(seeds), "o", markersize=2.5, color="white", markeredgecolor="black", zorder=5)
     if bar["collapsed"]:
-        end = max(bar["final"], bar["final_high"] if bar["n"] > 1 else 0)
+        end = max([*seeds, bar["final_high"]] if bar["n"] > 1 else seeds)
         count = f"{TIMES} {bar['collapsed']}/{bar['n']}"
         ax.annotate(count, (end, place), (3, 0), textcoords="offset points", va="center", fontsize=7)
 
@@ -113,10 +119,9 @@ def stability_rows(table: pd.DataFrame, note: str = "") -> Figure:
     ]
     with drawing():
         text = f"{table['setting_label'].iloc[0]}; {note}"
-        fig, axes = _rows_page(list(styles), styles, len(metrics), handles, text, "")
+        fig, axes = _rows_page(list(styles), styles, [AXES[metric][0] for metric in metrics], handles, text, "")
         for ax, metric in zip(axes, metrics, strict=True):
-            name, logarithmic = AXES[metric]
-            ax.set_title(name, fontsize=8)
+            logarithmic = AXES[metric][1]
             own = table[table["metric"] == metric]
             for place, key in enumerate(styles):
                 line = own[(own["loss"] == key[0]) & (own["loss_params"] == key[1])]
@@ -135,17 +140,20 @@ def stability_rows(table: pd.DataFrame, note: str = "") -> Figure:
 
 
 def _rows_page(
-    order: list[tuple[str, str]], styles: Any, panels: int, handles: list[Any], note: str, xlabel: str
+    order: list[tuple[str, str]], styles: Any, titles: list[str], handles: list[Any], note: str, xlabel: str
 ) -> tuple[Figure, Any]:
-    """A page with a row a loss, whose names stand on the left, and `panels` side by side."""
+    """A page with a row a loss, whose names stand on the left, and a panel a title side by side."""
+    panels = len(titles)
     names = [styles[key][0] for key in order]
     room = LABEL_INCH * max(len(name) for name in names)
     width = max(0.95, (7.0 - room) / panels) if panels > 1 else 4.2
+    wrapped = [wrap_label(title, width, 8) for title in titles]
     fig, axes = new_page(
         (1, panels),
         (width, ROW * len(order) + 0.1),
         handles,
         note=note,
+        title_lines=max(1 + title.count("\n") for title in wrapped),
         labels=(xlabel, ""),
         left=room + 0.1,
         beside=0.12,
@@ -154,7 +162,8 @@ def _rows_page(
     first = axes[0, 0]
     first.set_yticks(range(len(order)), names, fontsize=8)
     first.set_ylim(len(order) - 0.4, -0.6)
-    for ax in axes[0]:
+    for ax, title in zip(axes[0], wrapped, strict=True):
+        ax.set_title(title, fontsize=8)
         ax.grid(visible=False, axis="y")
         ax.tick_params(axis="y", length=0)
     return fig, axes[0]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drpo_bench.config import RunConfig, canonical, content_hash, load_run_config
+from drpo_bench.config import RunConfig, acting, canonical, content_hash, load_run_config
 from drpo_bench.records import DONE, RunDir, read_json, read_records
 
 Row = dict[str, Any]
@@ -108,7 +108,7 @@ def setting_hash(data: Row) -> str:
 
     Of config.json as it was written: a field that a later version adds must not move a run to another setting.
     """
-    return content_hash({key: value for key, value in data.items() if key not in NOT_SETTING})[:8]
+    return content_hash({key: value for key, value in acting(data).items() if key not in NOT_SETTING})[:8]
 
 
 def identity_row(config: RunConfig, setting: str) -> Row:
@@ -120,7 +120,7 @@ def identity_row(config: RunConfig, setting: str) -> Row:
         "task": config.task.name,
         "precision": config.precision.name,
         "loss": config.loss.id,
-        "loss_params": compact(config.loss.settings),
+        "loss_params": compact({name: value for name, value in config.loss.settings.items() if name != "preset"}),
         "lag": config.rollout.lag,
         "updates": config.train.updates_per_batch,
         "lr": config.train.lr,
@@ -228,7 +228,7 @@ def number_text(value: Any) -> str:
 def differing_fields(config: RunConfig) -> str:
     """`loss.delta=0.5; rollout.lag=2`: what is not at its default, beside the columns with a name."""
     named = {"experiment", "checkpoint", "seed", "model", "precision"}
-    different = dict(flat_items(canonical(config.model_dump(exclude_defaults=True, exclude=named))))
+    different = dict(flat_items(acting(canonical(config.model_dump(exclude_defaults=True, exclude=named)))))
     if config.correction.id != "none":
         different["correction.id"] = config.correction.id  # a tag is its own class's default
     return "; ".join(f"{key}={number_text(value)}" for key, value in sorted(different.items()))

@@ -89,7 +89,8 @@ all wrong; `task.overlong_penalty` deducts for length. They do not count in the 
 
 **Rollout correction** (`[correction]`): an outer multiplier on the loss for how far the anchor is from mu,
 rho = anchor / mu (with anchor mu: pi / mu without gradient). A weight on a loss whose ratio is over mu already would
-correct twice and is refused; so is a token-level correction of a sequence loss. What is masked or rejected keeps its
+correct twice and is refused; so is a token-level correction of a loss whose ratio is a whole response's (gspo, gmpo,
+vespo, topr). What is masked or rejected keeps its
 place in every denominator (verl's rejection removes it).
 
 {corrections}

@@ -101,7 +101,7 @@ def is_refused(make: Callable[[], object], *words: str) -> bool:
 
 
 def check_refusals() -> Iterator[Check]:
-    """Double correction, a token weight on a sequence loss, and missing logprobs or top-k are refused by name."""
+    """Double correction, a token weight on a response's ratio, and missing logprobs or top-k are refused by name."""
     twice = [
         loss_id
         for loss_id, spec in LOSSES.items()
@@ -115,7 +115,7 @@ def check_refusals() -> Iterator[Check]:
         if is_refused(lambda loss_id=loss_id: make_loss(loss_id, "old", TISToken()), "token-level")  # type: ignore[misc]
         != spec.config().sequence_ratio
     ]
-    yield Check("a token-level weight on a sequence loss is refused", len(sequence), 0)
+    yield Check("a token-level weight on a ratio of whole responses is refused", len(sequence), 0)
     tokens = replace(make_sample().tokens(), old_logprobs=None)
     accepted = 0
     for loss_id, word in (("minirl", "old_logprobs"), ("dppo_topk_tv", "topk_logprobs"), ("dppo_topk_kl", "topk")):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 from conftest import write_run
 
@@ -94,16 +96,51 @@ def test_the_report_has_a_page_a_setting_and_says_how_to_read_it(folder):
         assert words in text
 
 
-@pytest.mark.parametrize("draw", [curves_by_loss, final_rows, stability_rows], ids=lambda draw: draw.__name__)
-def test_names_fit_on_the_page(tables, draw):
-    table = tables[[curves_by_loss, final_rows, stability_rows].index(draw)]
-    figure = draw(of_setting(table, "bf16, lag 2"), "a note " * 30)
-    figure.draw_without_rendering()
-    page = figure.bbox
-    names = [ax.title for ax in shown(figure)]
-    if draw is not curves_by_loss:
-        names += figure.axes[0].get_yticklabels()
-    assert len(names) >= len(IDS)
-    for text in names:
-        box = text.get_window_extent()
-        assert box.x0 >= page.x0 - 1 and box.x1 <= page.x1 + 1, text.get_text()
+def test_no_result_in_a_setting_is_no_reason_to_fail(tmp_path):
+    folder = tmp_path / "study"
+    for loss in IDS:
+        for precision in ("fp32", "bf16", "fp16"):
+            write_run(folder, loss=loss, precision=precision)
+        write_run(folder, loss=loss, precision="fp8_rollout", state="running")  # alone on its page
+    assert write_report(folder).exists()
+    assert (folder / "figures" / "final_accuracy_2.png").exists()
+
+
+def test_the_start_and_every_seed_are_within_the_axis(tmp_path):
+    folder = tmp_path / "study"
+    for loss in IDS:
+        for seed in range(3):
+            end = 0.7 if seed == 0 else 0.1
+            write_run(folder, loss=loss, seed=seed, accuracies=(0.8, 0.5, 0.1, 0.1, 0.1, end, end))
+    summary = label_runs(read_results(folder).summary)
+    [ax] = final_rows(final_table(summary)).axes
+    assert ax.get_xlim()[1] > 0.8
+    dots = [x for line in ax.lines if line.get_marker() == "o" for x in line.get_xdata()]
+    assert len(dots) == 3 * len(IDS)
+    assert max(dots) == pytest.approx(0.7)
+
+
+def test_long_names_neither_meet_nor_leave_the_page(tmp_path):
+    folder = tmp_path / "study"
+    for delta in (0.1, 0.2, 0.3, 0.5):
+        for mask in (0.05, 0.1, 0.15):
+            for clip in (1.0, 0.5):
+                changes = {"train": {"steps": 60, "max_grad_norm": clip, "entropy_coef": 0.01 * (clip == 0.5)}}
+                write_run(folder, loss={"id": "mask_drpo", "delta": delta, "delta_mask": mask}, changes=changes)
+    results = read_results(folder)
+    summary = label_runs(results.summary)
+    curves, final = curve_table(summary, results.curves), final_table(summary)
+    stability = stability_table(summary, results.curves)
+    first = curves["setting_label"].iloc[0]
+    assert final["setting_label"].nunique() == 2
+    for figure in (
+        curves_by_loss(of_setting(curves, first), "a note " * 30),
+        final_rows(final, "a note " * 30),
+        stability_rows(of_setting(stability, first), "a note " * 30),
+    ):
+        figure.draw_without_rendering()
+        page, panels = figure.bbox, shown(figure)
+        boxes = [ax.title.get_window_extent() for ax in panels]
+        names = [] if len(panels) > 6 else [label.get_window_extent() for label in panels[0].get_yticklabels()]
+        assert all(box.x0 >= page.x0 - 1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 for box in boxes + names)
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
