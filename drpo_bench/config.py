@@ -208,8 +208,8 @@ class RunConfig(Frozen):
     @property
     def needs(self) -> frozenset[str]:
         """Which sets of logprobs the updates read beyond mu's: old, prox, ref, topk."""
-        anchor = frozenset({self.train.anchor} - {"mu"})
-        return self.loss.needs | anchor | (frozenset({"ref"}) if self.train.kl_coef else frozenset())
+        reference = {"ref"} if self.train.kl_coef else set()
+        return self.loss.needs_with(self.train.anchor) | reference
 
     def warnings(self) -> list[str]:
         """What a user should know about this run before it starts, one line each."""

@@ -78,6 +78,7 @@ class Updater:
         self.config, self.train = config, config.train
         self.gradients = torch.zeros_like(flat.mu_logprobs)  # d(-L)/dx of every token, before its weight
         self.logprobs = flat.mu_logprobs.clone()  # pi at the moment of each token's update
+        self.advantages = group_advantages(batch.rewards, self.train.advantage).flatten()  # of each rollout
         self.multipliers: list[Tensor] = []  # the rollout correction's, of the tokens that were trained on
 
     def run(self) -> dict[str, float]:
@@ -94,9 +95,10 @@ class Updater:
             horizon = train.horizon or self.config.rollout.max_new_tokens
             weights = torch.zeros(len(lengths))
             weights[members] = token_weights(lengths[members], train.aggregation, horizon)
+            weights = weights.to(self.policy.device)
             selected = self.select(members, weights, number) if self.loss.scope == "minibatch" else None
             for padded in self.micro_batches(self.with_gradient(members)):
-                self.backward(padded, weights.to(self.policy.device), selected)
+                self.backward(padded, weights, selected)
             steps.append(self.optimizer.step())
         anchor = self.flat.mu_logprobs if train.anchor == "mu" else getattr(self.flat, f"{train.anchor}_logprobs")
         measured = weight_metrics(self.gradients, self.logprobs, anchor, self.flat.mu_logprobs, self.flat.advantages)
@@ -107,8 +109,7 @@ class Updater:
         """The rollouts of a minibatch that have a gradient: A = 0 has none, unless loss or coefficient say so."""
         if not self.loss.zero_advantage_zero_gradient or self.train.kl_coef or self.train.entropy_coef:
             return members
-        per_rollout = group_advantages(self.batch.rewards, self.train.advantage).flatten()
-        return [index for index in members if per_rollout[index] != 0]
+        return [index for index in members if self.advantages[index] != 0]
 
     def micro_batches(self, members: Sequence[int]) -> list[PaddedBatch]:
         """Whole rollouts, padded, within the token budget."""
@@ -117,7 +118,7 @@ class Updater:
     @torch.no_grad()
     def select(self, members: Sequence[int], weights: Tensor, minibatch: int) -> Tensor:
         """What a loss of minibatch scope chooses from all tokens of the minibatch, bool over the batch's tokens."""
-        parts = [(p, self.forward(p, weights.to(self.policy.device))[0]) for p in self.micro_batches(members)]
+        parts = [(p, self.forward(p, weights)[0]) for p in self.micro_batches(members)]
         whole = concatenate([tokens for _, tokens in parts])
         seed = (self.config.seed * 1_000_003 + self.batch.step) * 1_000_003 + minibatch
         selected = torch.zeros_like(self.flat.mu_logprobs, dtype=torch.bool)
@@ -133,7 +134,7 @@ class Updater:
         tokens, entropy = self.forward(padded, weights)
         leaf = tokens.logprobs.detach().requires_grad_()
         at_leaf = replace(tokens, logprobs=leaf, selected=None if selected is None else selected[padded.flat])
-        losses, multiplier = self.loss(at_leaf), self.loss.multiplier(at_leaf)
+        losses, multiplier = self.loss.with_multiplier(at_leaf)
         if multiplier is not None:
             self.multipliers.append(multiplier)
         if broken := int((~torch.isfinite(losses)).sum()):

@@ -17,6 +17,7 @@ from drpo_bench.analysis.layout import (
     cell_styles,
     draw_band,
     drawing,
+    first_panels,
     line_handles,
     new_page,
     wrap_label,
@@ -50,10 +51,7 @@ def learning_curves(table: pd.DataFrame, note: str = "") -> Figure:
             sharex=True,
             sharey=True,
         )
-        for position, ax in enumerate(axes.flat):
-            if position >= len(settings):
-                ax.set_visible(False)
-                continue
+        for position, ax in enumerate(first_panels(axes, len(settings))):
             ax.set_title(titles[position])
             panel = table[table["setting_label"] == settings[position]]
             for (loss, params), line in panel.groupby(["loss", "loss_params"], sort=False):

@@ -106,6 +106,13 @@ def new_page(
     return fig, axes
 
 
+def first_panels(axes: Any, count: int) -> list[Axes]:
+    """The first `count` panels of a page, row by row; the others are hidden."""
+    for position, ax in enumerate(axes.flat):
+        ax.set_visible(position < count)
+    return list(axes.flat)[:count]
+
+
 def wrap_label(label: str, inches: float, size: float = 9) -> str:
     """A setting's name on lines that fit the width, broken after its commas, and at spaces where a part is too long."""
     limit, lines = int(inches * 72 / size / 0.6), [""]

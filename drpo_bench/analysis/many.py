@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from drpo_bench.analysis.figures import CROSS, DASHED
-from drpo_bench.analysis.layout import cell_styles, draw_band, drawing, new_page, wrap_label
+from drpo_bench.analysis.layout import cell_styles, draw_band, drawing, first_panels, new_page, wrap_label
 from drpo_bench.analysis.stability import AXES
 from drpo_bench.analysis.style import TIMES, LossStyle
 from drpo_bench.analysis.tables import STABILITY_METRICS
@@ -29,7 +29,7 @@ def curves_by_loss(table: pd.DataFrame, note: str = "") -> Figure:
     handles: list[Any] = [Line2D([], [], label="the other losses", **GREY)]
     if table["collapses"].any():
         handles.append(Line2D([], [], linestyle="none", color="#444444", label="a run collapses", **CROSS))
-    titles = {key: wrap_label(label.replace(" ", ", "), 1.3, 8).replace(",", "") for key, (label, _) in styles.items()}
+    titles = {key: wrap_label(label, 1.24, 8) for key, (label, _) in styles.items()}
     tallest = max(1 + title.count("\n") for title in titles.values())
     lines = dict(iter(table.groupby(["loss", "loss_params"], sort=False)))
     with drawing():
@@ -45,11 +45,7 @@ def curves_by_loss(table: pd.DataFrame, note: str = "") -> Figure:
             sharex=True,
             sharey=True,
         )
-        for position, ax in enumerate(axes.flat):
-            if position >= len(styles):
-                ax.set_visible(False)
-                continue
-            key = list(styles)[position]
+        for position, (ax, key) in enumerate(zip(first_panels(axes, len(styles)), styles, strict=True)):
             ax.set_title(titles[key], fontsize=8)
             for other in lines.values():
                 ax.plot(other["step"], other["accuracy"], **GREY)

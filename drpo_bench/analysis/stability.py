@@ -15,6 +15,7 @@ from drpo_bench.analysis.layout import (
     cell_styles,
     draw_band,
     drawing,
+    first_panels,
     line_handles,
     new_page,
     wrap_label,
@@ -71,8 +72,7 @@ def stability_panel(table: pd.DataFrame, note: str = "") -> Figure:
             cells[0].yaxis.set_label_coords(-YLABEL / panel[0], 0.5)
         for ax, title in zip(axes[0][columns // 2 :] if single else axes[0], titles, strict=False):
             ax.set_title(title)
-        for ax in axes.flat[len(metrics) if single else axes.size :]:
-            ax.set_visible(False)
+        first_panels(axes, len(metrics) if single else axes.size)
     return fig
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from drpo_bench.analysis.layout import DASHES_OF_TOKEN, drawing, new_page, save_figure
+from drpo_bench.analysis.layout import DASHES_OF_TOKEN, drawing, first_panels, new_page, save_figure
 from drpo_bench.analysis.style import loss_style, variant_style
 from drpo_bench.records import write_text
 
@@ -128,11 +128,8 @@ def grid_figure(table: pd.DataFrame) -> Figure:
             sharex=True,
             sharey=True,
         )
-        for position, ax in enumerate(axes.flat):
-            if position >= len(cells):
-                ax.set_visible(False)
-                continue
-            loss, params, default = cells[position]
+        for position, (ax, cell) in enumerate(zip(first_panels(axes, len(cells)), cells, strict=True)):
+            loss, params, default = cell
             ax.set_title(loss_style(loss).label + ("" if default else "\n" + params.split(" ")[0]), fontsize=8)
             panel = table[(table["loss"] == loss) & (table["loss_params"] == params)]
             for (advantage, token), line in panel.groupby(["advantage", "token"]):

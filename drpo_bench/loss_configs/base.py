@@ -82,6 +82,10 @@ class LossBase(Frozen):
         mask_anchor = getattr(self, "mask_anchor", None)
         return frozenset() if mask_anchor in (None, "mu") else frozenset({mask_anchor})
 
+    def needs_with(self, anchor: str) -> frozenset[str]:
+        """What it reads beyond mu when `anchor` is the ratio's: old, prox, topk."""
+        return self.needs | ({anchor} - {"mu"})
+
     @property
     def topk(self) -> int:
         """How many of mu's likeliest tokens it reads at each position."""

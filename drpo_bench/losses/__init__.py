@@ -109,18 +109,18 @@ class Loss:
 
     def __call__(self, tokens: Tokens) -> Tensor:
         """One value a token, [N]. Without `tokens.selected` a minibatch loss takes these tokens as the minibatch."""
+        return self.with_multiplier(tokens)[0]
+
+    def with_multiplier(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+        """The values [N] and the rollout correction's constant factor in them, [N]; None without a correction."""
         tokens = replace(tokens, anchor=self.anchor)
         if self.spec.select and tokens.selected is None:
             tokens = replace(tokens, selected=self.select(tokens))
         values = self.spec.formula(tokens, **self.config.parameters)
-        multiplier = self.multiplier(tokens)
-        return values if multiplier is None else torch.where(multiplier > 0, values * multiplier, 0.0)
-
-    def multiplier(self, tokens: Tokens) -> Tensor | None:
-        """The rollout correction's constant factor of each token, [N]; None without a correction."""
         if isinstance(self.correction, NoCorrection):
-            return None
-        return correction_multiplier(replace(tokens, anchor=self.anchor), self.correction)
+            return values, None
+        multiplier = correction_multiplier(tokens, self.correction)
+        return torch.where(multiplier > 0, values * multiplier, 0.0), multiplier
 
     def select(self, tokens: Tokens, seed: int = 0) -> Tensor:
         """What a loss of minibatch scope chooses from a whole minibatch, bool [N]; hand its parts on as `selected`."""
@@ -135,7 +135,7 @@ class Loss:
     @property
     def needs(self) -> frozenset[str]:
         """What it reads beyond mu_logprobs: old, prox, topk."""
-        return self.config.needs | ({self.anchor} - {"mu"})
+        return self.config.needs_with(self.anchor)
 
     @property
     def zero_advantage_zero_gradient(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class RolloutBatch:
         """The engine's logprobs of all response tokens, [N]."""
         return torch.cat([rollout.mu_logprobs for rollout in self.rollouts])
 
-    @property
+    @cached_property
     def topk(self) -> tuple[Tensor, Tensor] | None:
         """(ids, mu's logprobs) [N, K + 1]: mu's likeliest tokens, then the sampled one, whose logprob is -inf where it
         is among them already; None if they were not asked for."""
