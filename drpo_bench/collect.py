@@ -60,8 +60,8 @@ class Collector:
         batch with problems of its own; what is still missing after the last round is filled with such groups.
         Raises ValueError for logprobs that are not finite.
         """
-        with self.timed("rollout"):
-            self.engine.load_weights(policy.master)
+        with self.timed("handover"):
+            self.engine.load_weights(policy.master, version)
         count = self.config.rollout.problems_per_batch
         sampled: list[Group] = []
         rounds = 0
@@ -72,7 +72,16 @@ class Collector:
         ranked = sampled if self.rounds == 1 else sorted(sampled, key=lambda group: not group.is_mixed)
         chosen = ranked[:count]
         rollouts = [
-            Rollout(index, group.prompt_ids, r.token_ids, r.logprobs, r.truncated, version, r.topk_ids, r.topk_logprobs)
+            Rollout(
+                index,
+                group.prompt_ids,
+                r.token_ids,
+                r.logprobs,
+                r.truncated,
+                self.engine.version,
+                r.topk_ids,
+                r.topk_logprobs,
+            )
             for index, group in enumerate(chosen)
             for r in group.responses
         ]

@@ -9,25 +9,27 @@ import re
 from pathlib import PurePath
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from drpo_bench.correction_configs import CorrectionConfig, NoCorrection
 from drpo_bench.loss_configs import AnchorName, DRPOConfig, LossConfig, Number
 from drpo_bench.loss_presets import apply_preset, find_preset
 from drpo_bench.precision_configs import PrecisionConfig
+from drpo_bench.rollout_configs import RolloutConfig
 from drpo_bench.task_configs import ArithmeticConfig, Frozen, TaskConfig
 
 SCHEMA_VERSION = 1  # of config.json: raised when a field changes its name or meaning
-NUMERICS_VERSION = 2  # of the numbers: raised when the same config gives other results than before
+NUMERICS_VERSION = 3  # of the numbers: raised when the same config gives other results than before
 
 SIZES = ("nano", "micro", "mini", "small")
+Architecture = Literal["qwen3", "llama", "qwen3_moe", "qwen3_next", "gemma3", "gpt_oss"]
 
 
 class ModelConfig(Frozen):
     """The policy: a size trained from scratch, or a Hugging Face checkpoint."""
 
     name: str = Field(default="nano", min_length=1, description="nano, micro, mini, small, a directory or a hub id.")
-    architecture: Literal["qwen3"] = Field(default="qwen3", description="Of from-scratch models.")
+    architecture: Architecture = Field(default="qwen3", description="Of from-scratch models.")
 
     @property
     def from_scratch(self) -> bool:
@@ -47,33 +49,6 @@ class WarmstartConfig(Frozen):
     eval_every: int = Field(default=25, ge=1, description="Steps between measurements of the accuracy.")
     max_new_tokens: int = Field(default=64, ge=1, description="A longer sample counts as truncated.")
     eval_problems: int = Field(default=256, ge=1, description="Held-out problems of a measurement.")
-
-
-class RolloutConfig(Frozen):
-    """How rollouts are sampled."""
-
-    engine: Literal["torch"] = Field(default="torch", description="The engine that samples.")
-    problems_per_batch: int = Field(default=64, ge=1, description="Problems a rollout batch.")
-    group_size: int = Field(default=8, ge=2, description="Responses a problem.")
-    max_new_tokens: int = Field(default=64, ge=1, description="A longer response is truncated.")
-    temperature: float = Field(default=1.0, gt=0, description="Logits are divided by it, in engine and trainer.")
-    top_p: float = Field(default=1.0, description="Only 1: below it the sampler renormalises mu.")
-    lag: int = Field(default=0, ge=0, description="Batches between sampling and training on it.")
-    dynamic_sampling: bool = Field(
-        default=False, description="Replace groups that are all right or all wrong by further problems (DAPO)."
-    )
-    max_sampling_rounds: int = Field(
-        default=4,
-        ge=1,
-        description="Rounds of dynamic sampling; what is missing then is filled with such groups.",
-    )
-
-    @field_validator("top_p")
-    @classmethod
-    def _unrestricted(cls, top_p: float) -> float:
-        if top_p != 1.0:
-            raise ValueError(f"is {top_p:g}, must be 1: below it mu is renormalised and pi is not")
-        return top_p
 
 
 class TrainConfig(Frozen):
@@ -203,6 +178,8 @@ class RunConfig(Frozen):
         """`<model>-<precision>-<loss>-s<seed>-<8 hex of sha256>`; only the hash identifies."""
         digest = content_hash(self.identity())[:8]
         model = re.sub(r"[^A-Za-z0-9.]+", "_", PurePath(self.model.name).name)
+        if self.model.from_scratch and self.model.architecture != "qwen3":
+            model += f"_{self.model.architecture}"
         return f"{model}-{self.precision.name}-{self.loss.id}-s{self.seed}-{digest}"
 
     @property
@@ -241,14 +218,17 @@ class RunConfig(Frozen):
 def acting(data: dict[str, Any]) -> dict[str, Any]:
     """The tables of a run without what cannot act in it: switches of what is off, and a preset's name, which is
     written out."""
-    unused = {"loss": "preset"}
-    if not data.get("rollout", {}).get("dynamic_sampling"):
-        unused["rollout"] = "max_sampling_rounds"
-    if not data.get("task", {}).get("overlong_penalty"):
-        unused["task"] = "overlong_buffer"
-    tables = {table: dict(data[table]) for table in unused if table in data}
-    for table, fields in tables.items():
-        fields.pop(unused[table], None)
+    rollout = data.get("rollout", {})
+    unused = {
+        ("loss", "preset"): True,
+        ("rollout", "max_sampling_rounds"): not rollout.get("dynamic_sampling"),
+        ("rollout", "vllm"): rollout.get("engine") != "vllm",
+        ("task", "overlong_buffer"): not data.get("task", {}).get("overlong_penalty"),
+    }
+    tables = {table: dict(data[table]) for table, _ in unused if table in data}
+    for (table, field), is_unused in unused.items():
+        if is_unused and table in tables:
+            tables[table].pop(field, None)
     return data | tables
 
 

@@ -12,24 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drpo_bench import precision
+from drpo_bench.architectures import architecture_config
 from drpo_bench.config import ModelConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-# Sizes of from-scratch models; parameters without the embedding: 0.2 M, 1.1 M, 5.2 M, 29.5 M.
-SIZES: dict[str, dict[str, int]] = {
-    "nano": {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256},
-    "micro": {"hidden_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 432},
-    "mini": {"hidden_size": 320, "num_hidden_layers": 5, "num_attention_heads": 8, "intermediate_size": 768},
-    "small": {
-        "hidden_size": 640,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "intermediate_size": 1280,
-    },
-}
-CONTEXT = 2048
 SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
 
 
@@ -42,22 +30,9 @@ def wrap_tokenizer(tokenizer: Any) -> PreTrainedTokenizerFast:
 
 def build_model(config: ModelConfig, vocab_size: int, seed: int) -> PreTrainedModel:
     """A freshly initialised fp32 model of one of the sizes; a pure function of its arguments."""
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    size = SIZES[config.name]
-    heads = size["num_attention_heads"]
-    model_config = CONFIG_MAPPING[config.architecture](
-        vocab_size=vocab_size,
-        **size,
-        num_key_value_heads=heads // 2,
-        head_dim=size["hidden_size"] // heads,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        initializer_range=size["hidden_size"] ** -0.5,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    model_config = architecture_config(config.architecture, config.name, vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)

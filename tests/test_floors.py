@@ -14,10 +14,10 @@ PACKAGE = Path(__file__).parents[1] / "drpo_bench"
 # Floor of each module or package; a module imports from its own floor or below.
 FLOORS = {
     "errors": 0, "task_configs": 0, "loss_configs": 0, "precision_configs": 0, "config": 0, "records": 0,
-    "correction_configs": 0, "loss_presets": 0,
+    "correction_configs": 0, "loss_presets": 0, "rollout_configs": 0,
     "types": 1, "ops": 1,
     "advantages": 2, "losses": 2, "batching": 2, "metrics": 2, "tasks": 2, "collapse": 2,
-    "precision": 3, "models": 3, "head": 3, "text": 3, "rollout": 3, "scoring": 3, "evaluate": 3,
+    "architectures": 3, "precision": 3, "models": 3, "head": 3, "text": 3, "rollout": 3, "scoring": 3, "evaluate": 3,
     "warmstart": 3, "optim": 3,
     "environment": 3, "verify": 3, "tracking": 3,
     "update": 4, "collect": 4, "checkpoint": 4, "trainer": 4, "bench": 4,
@@ -25,7 +25,7 @@ FLOORS = {
 }  # fmt: skip
 NO_TORCH = (
     *("errors", "task_configs", "loss_configs", "correction_configs", "loss_presets", "precision_configs", "config"),
-    *("records", "tasks", "analysis"),
+    *("records", "tasks", "analysis", "rollout_configs"),
 )
 
 

@@ -45,14 +45,19 @@ class RolloutEngine(Protocol):
     """Samples from its own copy of the weights, in its own precision."""
 
     emulated: bool
+    description: str  # name and version, for env.json
+    version: int  # of the weights that it holds: batches they had been trained on
 
-    def load_weights(self, model: PreTrainedModel) -> None:
+    def load_weights(self, model: PreTrainedModel, version: int = 0) -> None:
         """Take over the weights of an fp32 model, in memory."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], group_size: int, seeds: np.ndarray, sampling: Sampling
     ) -> list[list[Response]]:
         """`group_size` responses for each prompt; `seeds` [P, G] uint64, one a response."""
+
+    def close(self) -> None:
+        """Give memory back; the engine is gone."""
 
 
 def sample_seeds(run_seed: int, purpose: str, step: int, num_problems: int, group_size: int) -> np.ndarray:

