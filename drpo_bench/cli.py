@@ -117,6 +117,18 @@ def bench(
     measure(size, threads, precision, repeats)
 
 
+@app.command()
+def doctor(
+    out: OutOption = DEFAULT_OUT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Hardware, real and emulated precisions, engines, versions, what to install. Exit 1 if the default is broken."""
+    from drpo_bench.doctor import report
+
+    if not report.doctor(out, mlflow_uri(out), as_json):
+        raise typer.Exit(1)
+
+
 @losses_app.command("list")
 def losses_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Every loss with its gradient, parameters and defaults."""

@@ -20,7 +20,7 @@ FLOORS = {
     "architectures": 3, "precision": 3, "models": 3, "head": 3, "text": 3, "rollout": 3, "scoring": 3, "evaluate": 3,
     "warmstart": 3, "optim": 3,
     "environment": 3, "verify": 3, "tracking": 3,
-    "update": 4, "collect": 4, "checkpoint": 4, "trainer": 4, "bench": 4,
+    "update": 4, "collect": 4, "checkpoint": 4, "trainer": 4, "bench": 4, "doctor": 4,
     "sweep": 5, "cli": 6, "analysis": 5, "integrations": 5,
 }  # fmt: skip
 NO_TORCH = (

@@ -1,0 +1,1 @@
+"""What `drpo-bench doctor` looks at: machine, devices, packages, and what follows from them."""
