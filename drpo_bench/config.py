@@ -123,10 +123,13 @@ class MetricsConfig(Frozen):
 
 
 class RuntimeConfig(Frozen):
-    """Where a run computes; part of its identity, since it changes the order of sums."""
+    """Where a run computes; threads and device are part of its identity, since they change the order of sums."""
 
     threads: int = Field(default=1, ge=1, description="CPU threads of a run.")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="Device of trainer and torch engine.")
+    allow_emulation: bool = Field(
+        default=True, description="False: refuse to start where the device lacks a number format of the run."
+    )
 
 
 class CheckpointConfig(Frozen):
@@ -235,13 +238,13 @@ class RunConfig(Frozen):
         rewards = {"overlong_penalty", "overlong_buffer"}
         fields = self.model_dump(include={"seed", "model", "warmstart", "runtime"})
         fields["task"] = self.task.model_dump(exclude=rewards)
-        return content_hash(canonical(fields) | {"numerics_version": NUMERICS_VERSION})[:16]
+        return content_hash(acting(canonical(fields)) | {"numerics_version": NUMERICS_VERSION})[:16]
 
 
 def acting(data: dict[str, Any]) -> dict[str, Any]:
-    """The tables of a run without what cannot act in it: switches of what is off, and a preset's name, which is
-    written out."""
-    unused = {"loss": "preset"}
+    """The tables of a run without what cannot act in it: switches of what is off, a preset's name, which is
+    written out, and whether it may be emulated, which decides if it starts."""
+    unused = {"loss": "preset", "runtime": "allow_emulation"}
     if not data.get("rollout", {}).get("dynamic_sampling"):
         unused["rollout"] = "max_sampling_rounds"
     if not data.get("task", {}).get("overlong_penalty"):
@@ -249,6 +252,10 @@ def acting(data: dict[str, Any]) -> dict[str, Any]:
     tables = {table: dict(data[table]) for table in unused if table in data}
     for table, fields in tables.items():
         fields.pop(unused[table], None)
+    precision = data.get("precision", {})
+    if not (rollout := precision.get("rollout", {})).get("fp8_kv", True):
+        cacheless = {key: value for key, value in rollout.items() if key != "fp8_kv"}
+        tables["precision"] = precision | {"rollout": cacheless}
     return data | tables
 
 
