@@ -25,7 +25,8 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow'
 
-# The losses against TRL's and verl's own, in an environment of their own: they and the default set exclude each other.
+# The losses against TRL's and verl's own and fp8 against torchao's, in an environment of their own: they and the default
+# set exclude each other.
 test-peers: $(PEERS)/.installed
 	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest tests/peers
 

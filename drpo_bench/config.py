@@ -98,10 +98,13 @@ class MetricsConfig(Frozen):
 
 
 class RuntimeConfig(Frozen):
-    """Where a run computes; part of its identity, since it changes the order of sums."""
+    """Where a run computes; threads and device are part of its identity, since they change the order of sums."""
 
     threads: int = Field(default=1, ge=1, description="CPU threads of a run.")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="Device of trainer and torch engine.")
+    allow_emulation: bool = Field(
+        default=True, description="False: refuse to start where the device lacks a number format of the run."
+    )
 
 
 class CheckpointConfig(Frozen):
@@ -212,23 +215,28 @@ class RunConfig(Frozen):
         rewards = {"overlong_penalty", "overlong_buffer"}
         fields = self.model_dump(include={"seed", "model", "warmstart", "runtime"})
         fields["task"] = self.task.model_dump(exclude=rewards)
-        return content_hash(canonical(fields) | {"numerics_version": NUMERICS_VERSION})[:16]
+        return content_hash(acting(canonical(fields)) | {"numerics_version": NUMERICS_VERSION})[:16]
 
 
 def acting(data: dict[str, Any]) -> dict[str, Any]:
-    """The tables of a run without what cannot act in it: switches of what is off, and a preset's name, which is
-    written out."""
+    """The tables of a run without what cannot act in it: switches of what is off, a preset's name, which is
+    written out, and whether it may be emulated, which decides if it starts."""
     rollout = data.get("rollout", {})
     unused = {
         ("loss", "preset"): True,
         ("rollout", "max_sampling_rounds"): not rollout.get("dynamic_sampling"),
         ("rollout", "vllm"): rollout.get("engine") != "vllm",
         ("task", "overlong_buffer"): not data.get("task", {}).get("overlong_penalty"),
+        ("runtime", "allow_emulation"): True,
     }
     tables = {table: dict(data[table]) for table, _ in unused if table in data}
     for (table, field), is_unused in unused.items():
         if is_unused and table in tables:
             tables[table].pop(field, None)
+    precision = data.get("precision", {})
+    if not (formats := precision.get("rollout", {})).get("fp8_kv", True):
+        cacheless = {key: value for key, value in formats.items() if key != "fp8_kv"}
+        tables["precision"] = precision | {"rollout": cacheless}
     return data | tables
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from drpo_bench import precision
+from drpo_bench import precision, precision_fp8
 from drpo_bench.architectures import architecture_config
 from drpo_bench.config import ModelConfig
 
@@ -95,15 +95,20 @@ class Policy:
     def __init__(self, master: PreTrainedModel, dtype: str, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
         self.master = master.to(device)
-        self.emulated = not precision.is_native(dtype, device)
+        self.emulated = bool(precision.emulated_trainer(dtype, device))
         if dtype == "fp32":
             self.model = self.master
             return
+        compute = precision.compute_format(dtype)
+        native = precision.is_native(compute, device)
+        self.grid = "fp32" if native else compute  # what weights and gradients are rounded onto, held in fp32
         self.model = copy.deepcopy(self.master)
-        if self.emulated:
-            precision.emulate_compute(self.model, dtype)
+        if native:
+            precision.cast_parameters(self.model, compute)
         else:
-            precision.cast_parameters(self.model, dtype)
+            precision.emulate_compute(self.model, compute)
+        if dtype == "fp8":
+            precision_fp8.train_in_fp8(self.model, device)
         self.publish()
 
     def pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
@@ -117,7 +122,7 @@ class Policy:
             return
         for master, compute in self.pairs():
             if compute.grad is not None:
-                grad = precision.round_to(compute.grad, self.dtype) if self.emulated else compute.grad.float()
+                grad = precision.round_to(compute.grad.float(), self.grid)
                 master.grad = grad if master.grad is None else master.grad.add_(grad)
                 compute.grad = None
 
@@ -127,4 +132,4 @@ class Policy:
         if self.model is self.master:
             return
         for master, compute in self.pairs():
-            compute.copy_(precision.round_to(master, self.dtype) if self.emulated else master)
+            compute.copy_(precision.round_to(master, self.grid))

@@ -12,19 +12,73 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from drpo_bench.precision_configs import PrecisionConfig, RolloutPrecision
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 E4M3_MAX = 448.0
 
+# What would make an emulated part real.
+REMEDIES = {
+    "bf16": "run on a GPU with compute capability 8.0 or above, or on a CPU with AVX512-BF16",
+    "fp16": "run on a GPU",
+    "fp8": "run on a GPU with compute capability 9.0 or above",
+} | dict.fromkeys(
+    ("fp8 weights", "fp8 activations", "fp8 keys and values"),
+    "the torch engine multiplies fp8 on no device: choose another rollout precision",
+)
+
 
 def is_native(dtype: str, device: torch.device) -> bool:
-    """Whether the device multiplies this format in hardware; else it is emulated and labelled so."""
+    """Whether the device multiplies this format in hardware; else it is emulated and labelled so.
+
+    "fp8" is the trainer's: forward and backward with a scale a row.
+    """
     if dtype == "fp32":
         return True
     if device.type == "cuda":
+        if dtype == "fp8":
+            return torch.cuda.get_device_capability(device) >= (9, 0)
         return dtype == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
     if dtype == "bf16":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False  # a CPU's fp16 backward is 16 times slower than fp32 where there is one at all
+
+
+def emulated_trainer(dtype: str, device: torch.device) -> list[str]:
+    """The parts of a trainer of this format that the device can only emulate, as `REMEDIES` names them."""
+    return [] if is_native(dtype, device) else [dtype]
+
+
+def emulated_rollout(config: RolloutPrecision, device: torch.device) -> list[str]:
+    """The parts of the torch engine that the device can only emulate, as `REMEDIES` names them."""
+    parts = [] if is_native(config.dtype, device) else [str(config.dtype)]
+    parts += ["fp8 weights"] * config.fp8_weights + ["fp8 activations"] * config.fp8_activations
+    return parts + ["fp8 keys and values"] * config.fp8_kv
+
+
+def emulated_parts(precision: PrecisionConfig, device: torch.device) -> dict[str, list[str]]:
+    """What of a run is emulated on the device, by side; empty lists where nothing is."""
+    return {
+        "trainer": emulated_trainer(precision.trainer, device),
+        "rollout": emulated_rollout(precision.rollout, device),
+    }
+
+
+def refuse_emulation(precision: PrecisionConfig, device: torch.device) -> None:
+    """Raise ValueError where the device lacks a format of the run; it names the field and the remedy."""
+    for side, parts in emulated_parts(precision, device).items():
+        if parts:
+            remedies = "; ".join(dict.fromkeys(REMEDIES[part] for part in parts))
+            machine = "CPU" if device.type == "cpu" else "GPU"
+            raise ValueError(
+                f"precision.{side}: this {machine} can only emulate {' and '.join(parts)}; "
+                f"{remedies}, or set runtime.allow_emulation = true"
+            )
+
+
+def compute_format(trainer: str) -> str:
+    """The format of everything that a trainer's fp8 layers do not cover."""
+    return "bf16" if trainer == "fp8" else trainer
 
 
 def round_to(values: Tensor, dtype: str) -> Tensor:
@@ -44,7 +98,10 @@ def round_e4m3(values: Tensor) -> Tensor:
 
 
 def quantise_e4m3(values: Tensor) -> Tensor:
-    """Round to e4m3 with one dynamic scale a row (last dimension): amax maps to 448."""
+    """Round to e4m3 with one dynamic scale a row (last dimension): amax maps to 448.
+
+    A row with an infinity or a NaN becomes NaN as a whole: an overflow must not be clamped to a number.
+    """
     scale = values.abs().amax(-1, keepdim=True).clamp_(min=1e-12).div_(E4M3_MAX)
     return round_e4m3((values / scale).clamp_(-E4M3_MAX, E4M3_MAX)).mul_(scale)
 

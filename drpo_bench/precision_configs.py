@@ -10,6 +10,7 @@ from drpo_bench.errors import did_you_mean
 from drpo_bench.task_configs import Frozen
 
 Dtype = Literal["fp32", "bf16", "fp16"]
+TrainerDtype = Literal["fp32", "bf16", "fp16", "fp8"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "fp32": {"trainer": "fp32", "rollout": {"dtype": "fp32"}},
@@ -19,23 +20,35 @@ PRESETS: dict[str, dict[str, Any]] = {
         "trainer": "bf16",
         "rollout": {"dtype": "bf16", "fp8_weights": True, "fp8_activations": True},
     },
+    "fp8_e2e": {
+        "trainer": "fp8",
+        "rollout": {"dtype": "bf16", "fp8_weights": True, "fp8_activations": True},
+    },
 }
 ALIASES = {"fp8": "fp8_rollout"}
 
 
 class RolloutPrecision(Frozen):
-    """Number formats of the rollout engine; fp8 covers the decoder's linear layers only."""
+    """Number formats of the rollout engine; fp8 covers the decoder's linear layers and, apart, the cache."""
 
     dtype: Dtype = Field(default="bf16", description="Format of weights and activations.")
     fp8_weights: bool = Field(default=False, description="e4m3 weights, one scale an output channel.")
     fp8_activations: bool = Field(default=False, description="e4m3 inputs, one dynamic scale a token.")
-    fp8_kv: bool = Field(default=False, description="e4m3 keys and values in the cache.")
+    fp8_kv: bool = Field(default=False, description="e4m3 keys and values in the cache, a scale a token and head.")
+
+    @property
+    def has_fp8(self) -> bool:
+        """Whether anything is e4m3."""
+        return self.fp8_weights or self.fp8_activations or self.fp8_kv
 
 
 class PrecisionConfig(Frozen):
     """Number formats of a run. In a file: `preset = "bf16"`, or `trainer` and `rollout` in full."""
 
-    trainer: Dtype = Field(default="bf16", description="Compute format; master weights are always fp32.")
+    trainer: TrainerDtype = Field(
+        default="bf16",
+        description="Compute format; master weights are always fp32. fp8: e4m3 linear layers, bf16 elsewhere.",
+    )
     rollout: RolloutPrecision = RolloutPrecision()
 
     @model_validator(mode="before")
@@ -64,5 +77,5 @@ class PrecisionConfig(Frozen):
                 return name
         rollout = self.rollout
         parts: list[str] = [rollout.dtype]
-        parts += ["w8"] * rollout.fp8_weights + ["a8"] * rollout.fp8_activations
+        parts += ["w8"] * rollout.fp8_weights + ["a8"] * rollout.fp8_activations + ["kv8"] * rollout.fp8_kv
         return f"{self.trainer}_{''.join(parts)}"

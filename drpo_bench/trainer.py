@@ -25,6 +25,7 @@ from drpo_bench.models import Policy
 from drpo_bench.models import load_checkpoint as load_pretrained
 from drpo_bench.ops import kl_k3
 from drpo_bench.optim import NonFinite, Optimizer
+from drpo_bench.precision import refuse_emulation
 from drpo_bench.records import RunDir, append_record, read_json, sync_file, truncate_records, write_json
 from drpo_bench.rollout.alarm import check_mismatch
 from drpo_bench.rollout.batch import RolloutBatch, RolloutQueue
@@ -45,6 +46,8 @@ class Trainer:
     def __init__(self, config: RunConfig, run_dir: RunDir, cache: Path) -> None:
         self.config, self.run_dir = config, run_dir
         self.device = torch.device(config.runtime.device)
+        if not config.runtime.allow_emulation:  # asked again here: a worker's machine can be another
+            refuse_emulation(config.precision, self.device)
         self.clock: dict[str, float] = {}  # seconds by phase since the last record
         self.started, self.time_before = time.monotonic(), 0.0
         drop_other_numerics(run_dir)

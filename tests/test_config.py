@@ -77,6 +77,22 @@ def test_explicit_precision_is_spelled_out():
     assert config(precision=precision).precision.name == "fp32_bf16w8"
 
 
+def test_fp8_end_to_end_and_an_fp8_cache():
+    end_to_end = config(precision={"preset": "fp8_e2e"}).precision
+    assert (end_to_end.trainer, end_to_end.rollout.dtype, end_to_end.rollout.fp8_kv) == ("fp8", "bf16", False)
+    assert end_to_end.rollout == config(precision={"preset": "fp8_rollout"}).precision.rollout
+    cached = {"trainer": "fp8", "rollout": end_to_end.rollout.model_dump() | {"fp8_kv": True}}
+    assert config(precision=cached).precision.name == "fp8_bf16w8a8kv8"
+    assert config(precision=cached).run_id != config(precision=end_to_end.model_dump()).run_id
+
+
+def test_what_does_not_act_leaves_run_ids_as_they_were():
+    assert config().run_id == "nano-bf16-drpo-s0-25ee5330"
+    assert config().warmstart_key() == "a0a848d7a9d71db0"
+    strict = config(runtime={"allow_emulation": False})
+    assert (strict.run_id, strict.warmstart_key()) == (config().run_id, config().warmstart_key())
+
+
 def test_restricted_sampling_is_refused():
     with pytest.raises(ValidationError, match="renormalised"):
         config(rollout={"top_p": 0.9})

@@ -6,7 +6,7 @@ from itertools import chain
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, Qwen3NextConfig
 
 from drpo_bench import precision
 from drpo_bench.config import ModelConfig
@@ -16,6 +16,7 @@ from drpo_bench.rollout import torch_engine
 from drpo_bench.rollout.decoder import CacheDecoder, left_padded
 from drpo_bench.rollout.decoder_qwen3 import Qwen3Decoder, Rounding, supports
 from drpo_bench.rollout.engine import Sampling, sample_seeds
+from drpo_bench.rollout.fp8_cache import Fp8Cache
 from drpo_bench.rollout.torch_engine import TorchEngine
 from drpo_bench.scoring import score
 from drpo_bench.types import Rollout
@@ -25,6 +26,9 @@ RAGGED = [[10, 11, 12], [20, 21, 22, 23, 24, 25], [30]]
 EVEN = [[10, 11, 12], [20, 21, 22], [30, 31, 32]]
 SEEDS = sample_seeds(0, "train", 0, 3, 4)
 NEW_TOKENS = 20
+BF16_KV = {"rollout": {"dtype": "bf16", "fp8_kv": True}}
+FP8_ALL = {"rollout": {"dtype": "bf16", "fp8_weights": True, "fp8_activations": True, "fp8_kv": True}}
+FP8_KV = {"trainer": "fp32", "rollout": {"dtype": "fp32", "fp8_kv": True}}
 
 
 def sharpened(model):
@@ -76,7 +80,7 @@ def difference(engine, prompts=RAGGED):
     """|fast - plain| of every logprob."""
     assert supports(engine.model, engine.rounding)
     fast = teacher_forced(Qwen3Decoder(engine.model, engine.rounding), engine.model, prompts)
-    plain = teacher_forced(CacheDecoder(engine.model), engine.model, prompts)
+    plain = teacher_forced(CacheDecoder(engine.model, engine.rounding.fp8_kv), engine.model, prompts)
     assert fast.std() > 0.5
     return (fast - plain).abs()
 
@@ -101,7 +105,7 @@ def test_fp32_equals_the_module(prompts, tied):
     assert difference(engine_of(qwen3(tie_word_embeddings=tied), "fp32"), prompts).max() < 1e-5
 
 
-@pytest.mark.parametrize("preset", ["bf16", "fp16", "fp8_rollout"])
+@pytest.mark.parametrize("preset", ["bf16", "fp16", "fp8_rollout", FP8_ALL], ids=str)
 def test_emulated_precisions_equal_the_module_but_for_flipped_roundings(model, preset, emulating):
     engine = engine_of(model, preset)
     assert engine.rounding.needs_hooks
@@ -113,11 +117,15 @@ def test_emulated_precisions_equal_the_module_but_for_flipped_roundings(model, p
     assert (unrounded - plain).abs().mean() > 4 * fast.mean()
 
 
-@pytest.mark.parametrize(("preset", "bound"), [("bf16", 0.03), ("fp16", 0.004)])
+@pytest.mark.parametrize(
+    ("preset", "bound"),
+    [("bf16", 0.03), ("fp16", 0.004), (BF16_KV, 0.05)],
+    ids=str,
+)
 def test_native_formats_run_the_same_code(model, preset, bound, monkeypatch):
     monkeypatch.setattr(precision, "is_native", lambda dtype, device: True)
     engine = engine_of(model, preset)
-    assert engine.model.dtype == precision.DTYPES[preset] and not engine.rounding.needs_hooks
+    assert engine.model.dtype == precision.DTYPES[engine.config.dtype] and not engine.rounding.needs_hooks
     assert difference(engine).mean() < bound
 
 
@@ -134,7 +142,42 @@ def test_the_samples_are_the_modules(model, prompts, temperature, monkeypatch):
         assert left.truncated == right.truncated and not left.logprobs.is_inference()
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_both_decoders_round_keys_and_values(model):
+    engine = engine_of(model, FP8_KV)
+    fast = difference(engine)
+    assert fast.mean() < 2e-3
+    engine.rounding = Rounding()
+    unrounded = teacher_forced(Qwen3Decoder(engine.model, engine.rounding), engine.model, RAGGED)
+    plain = teacher_forced(CacheDecoder(engine.model, fp8_kv=True), engine.model, RAGGED)
+    assert (unrounded - plain).abs().mean() > 10 * fast.mean()
+    bare = teacher_forced(CacheDecoder(engine.model), engine.model, RAGGED)
+    assert (unrounded - bare).abs().max() < 1e-4
+
+
+def test_another_architectures_cache_holds_e4m3_with_a_scale_a_token_and_head():
+    engine = engine_of(small(LlamaConfig, LlamaForCausalLM), FP8_KV)
+    decoder = engine._decoder()
+    teacher_forced(decoder, engine.model, RAGGED)
+    assert isinstance(decoder, CacheDecoder)
+    for layer in decoder.cache.layers:
+        for cached in (layer.keys, layer.values):  # [rows, heads, T, head_dim]
+            assert cached.shape[1:] == (2, 26, 8)
+            torch.testing.assert_close(precision.quantise_e4m3(cached), cached, rtol=1e-6, atol=0)
+            on_the_grid = cached / cached.abs().amax(-1, keepdim=True) * 448
+            torch.testing.assert_close(on_the_grid.to(torch.float8_e4m3fn).float(), on_the_grid, rtol=1e-5, atol=1e-6)
+
+
+def test_states_of_linear_attention_are_left_alone():
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
+    cache = Fp8Cache(config=Qwen3NextConfig(**shape))
+    values = torch.randn(1, 2, 3, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(cache.update_recurrent_state(values, 0), values)
+    assert torch.equal(cache.update_conv_state(values[0], 0), values[0])
+    keys, _ = cache.update(values, values, 1)
+    assert torch.equal(keys, precision.quantise_e4m3(values)) and not torch.equal(keys, values)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp8"])
 def test_a_shared_engine_sees_every_change_of_the_policy(dtype, emulating):
     policy = Policy(sharpened(build_model(ModelConfig(), vocab_size=60, seed=0)), dtype, CPU)
     engine, sampling = TorchEngine.shared(policy.model, CPU, policy.dtype), Sampling(1.0, 16, (2,))
@@ -179,6 +222,14 @@ def test_hooks_that_the_rounding_does_not_tell_of_take_the_plain_path(model, emu
     emulated = Policy(model, "bf16", CPU).model
     assert not supports(emulated, Rounding()) and supports(emulated, Rounding("bf16"))
     assert not supports(model, Rounding("bf16")) and supports(model, Rounding())
+
+
+def test_fp8_layers_and_a_rounding_without_them_exclude_each_other(model):
+    trained = Policy(model, "fp8", CPU).model
+    plain = TorchEngine.shared(trained, CPU, "bf16").rounding
+    fp8 = TorchEngine.shared(trained, CPU, "fp8").rounding
+    assert supports(trained, fp8) and not supports(trained, plain)
+    assert supports(Policy(model, "bf16", CPU).model, plain) and not supports(Policy(model, "bf16", CPU).model, fp8)
 
 
 def test_another_architecture_takes_the_plain_path_and_its_logprobs_are_the_trainers():

@@ -16,6 +16,7 @@ from drpo_bench.types import Rollout
 
 CPU = torch.device("cpu")
 PROMPTS = [[10, 11, 12], [20, 21, 22, 23, 24, 25], [30]]
+FP8_KV = {"trainer": "fp32", "rollout": {"dtype": "fp32", "fp8_kv": True}}
 SEEDS = sample_seeds(0, "train", 0, len(PROMPTS), 4)
 
 
@@ -57,7 +58,9 @@ def test_fp32_logprobs_equal_the_trainers(model, temperature):
 
 
 @pytest.mark.parametrize(
-    ("preset", "low", "high"), [("bf16", 0.0, 0.05), ("fp16", 0.0, 0.02), ("fp8_rollout", 3e-3, 0.4)]
+    ("preset", "low", "high"),
+    [("bf16", 0.0, 0.05), ("fp16", 0.0, 0.02), ("fp8_rollout", 3e-3, 0.4), ("fp8_e2e", 3e-3, 0.4), (FP8_KV, 3e-3, 0.4)],
+    ids=str,
 )
 def test_lower_precisions_differ_by_what_their_rounding_explains(model, preset, low, high):
     assert low <= mismatch(model, preset).mean() < high

@@ -44,7 +44,7 @@ def test_two_steps_with_every_loss(loss_id, tiny_config, tmp_path, warmstart_cac
     assert run_dir.status()["state"] == "finished"
 
 
-@pytest.mark.parametrize("preset", ["bf16", "fp16", "fp8_rollout"])
+@pytest.mark.parametrize("preset", ["bf16", "fp16", "fp8_rollout", "fp8_e2e"])
 def test_two_steps_in_every_precision(preset, tiny_config, tmp_path, warmstart_cache):
     run_dir = run(tiny_config(precision={"preset": preset}), tmp_path, warmstart_cache)
     records = list(read_records(run_dir.metrics))
@@ -53,6 +53,7 @@ def test_two_steps_in_every_precision(preset, tiny_config, tmp_path, warmstart_c
     assert ("optim/loss_scale" in records[2]) == (preset == "fp16")
     emulated = read_json(run_dir.env)["emulated"]
     assert emulated["rollout"] or preset == "bf16"
+    assert emulated["trainer"] or preset in ("bf16", "fp8_rollout")
 
 
 def test_config_json_is_replayable_and_the_checkpoint_loads(tiny_config, tmp_path, warmstart_cache):

@@ -15,7 +15,7 @@ class MismatchAlarm(RuntimeError):
 
 def mismatch_tolerance(precision: PrecisionConfig) -> float:
     """The tolerance of a precision pair: that of its coarser side."""
-    if precision.rollout.fp8_weights or precision.rollout.fp8_activations:
+    if precision.rollout.has_fp8 or precision.trainer == "fp8":
         return FP8_TOLERANCE
     return max(TOLERANCE[precision.trainer], TOLERANCE[precision.rollout.dtype])
 

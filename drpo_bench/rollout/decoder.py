@@ -31,9 +31,13 @@ class Decoder(Protocol):
 class CacheDecoder:
     """The module's own forward with a transformers cache: any architecture, whatever hooks it carries."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, fp8_kv: bool = False) -> None:
         self.model = model
-        self.cache: Any = None
+        self.cache: Any = None  # the module makes its own
+        if fp8_kv:
+            from drpo_bench.rollout.fp8_cache import Fp8Cache
+
+            self.cache = Fp8Cache(config=model.config)
 
     def prefill(self, ids: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
         self.mask, self.length = mask.new_ones(len(ids), ids.shape[1] + max_new_tokens), ids.shape[1]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from drpo_bench.precision import quantise_e4m3, round_to
+from drpo_bench.precision import decoder_linears, quantise_e4m3, round_to
+from drpo_bench.precision_fp8 import Fp8Linear, quantise_slices
 from drpo_bench.rollout.decoder import prompt_positions
 
 if TYPE_CHECKING:
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rounding:
-    """What a model's hooks emulate (`precision.emulate_compute`, `precision.quantise_inputs`)."""
+    """What a model's hooks, its cache and its `Fp8Linear` layers emulate."""
 
     dtype: str = "fp32"  # activations are rounded onto this grid; fp32 where the hardware does it or nothing does
     fp8: bool = False  # inputs of the decoder's linear layers are quantised to e4m3
+    fp8_kv: bool = False  # keys and values are quantised to e4m3 as they enter the cache
+    fp8_training: bool = False  # the decoder's linear layers are `Fp8Linear`
 
     @property
     def needs_hooks(self) -> bool:
@@ -33,19 +36,31 @@ class Rounding:
 
     def linear_input(self, values: Tensor) -> Tensor:
         """The input of a decoder linear that already lies on the grid."""
+        if self.fp8_training:
+            return quantise_slices(values, -1)
         return quantise_e4m3(values.float()).to(values.dtype) if self.fp8 else values
+
+    def cached(self, values: Tensor) -> Tensor:
+        """Keys or values [..., head_dim] as the cache holds them."""
+        return quantise_e4m3(values.float()).to(values.dtype) if self.fp8_kv else values
+
+    def weight(self, linear: Any) -> Tensor:
+        """The weight of a decoder linear as its product reads it."""
+        return quantise_slices(linear.weight, -1) if self.fp8_training else linear.weight
 
 
 def supports(model: PreTrainedModel, rounding: Rounding) -> bool:
-    """Whether `Qwen3Decoder` computes what the module would: a plain dense Qwen3, no hook but those of `rounding`."""
+    """Whether `Qwen3Decoder` computes what the module would: a plain dense Qwen3, no hook or layer but `rounding`'s."""
     from transformers import Qwen3ForCausalLM
 
     config = model.config
     if type(model) is not Qwen3ForCausalLM:
         return False
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    kind = Fp8Linear if rounding.fp8_training else nn.Linear
     return (
         bool(hooked) == rounding.needs_hooks
+        and all(type(linear) is kind for linear in decoder_linears(model))
         and set(config.layer_types) == {"full_attention"}
         and not config.attention_bias
         and config.rope_parameters["rope_type"] == "default"
@@ -66,17 +81,17 @@ class Layer:
     down: Tensor
 
 
-def read_layer(block: Any, heads: int, kv_heads: int) -> Layer:
-    attention, mlp = block.self_attn, block.mlp
+def read_layer(block: Any, heads: int, kv_heads: int, rounding: Rounding) -> Layer:
+    attention, mlp, weight = block.self_attn, block.mlp, rounding.weight
     q_norm, k_norm = attention.q_norm.weight, attention.k_norm.weight
     return Layer(
         input_norm=block.input_layernorm.weight,
-        qkv=torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]),
+        qkv=torch.cat([weight(attention.q_proj), weight(attention.k_proj), weight(attention.v_proj)]),
         head_norm=torch.cat([q_norm.expand(heads, -1), k_norm.expand(kv_heads, -1)]),
-        output=attention.o_proj.weight,
+        output=weight(attention.o_proj),
         mlp_norm=block.post_attention_layernorm.weight,
-        gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
-        down=mlp.down_proj.weight,
+        gate_up=torch.cat([weight(mlp.gate_proj), weight(mlp.up_proj)]),
+        down=weight(mlp.down_proj),
     )
 
 
@@ -88,7 +103,7 @@ class Qwen3Decoder:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim, self.eps, self.rounding = config.head_dim, config.rms_norm_eps, rounding
         self.embedding, self.norm = base.embed_tokens.weight, base.norm.weight
-        self.layers = [read_layer(block, self.heads, self.kv_heads) for block in base.layers]
+        self.layers = [read_layer(block, self.heads, self.kv_heads, rounding) for block in base.layers]
         self.inv_freq = base.rotary_emb.inv_freq
 
     @torch.inference_mode()
@@ -167,8 +182,9 @@ class Qwen3Decoder:
         turned = self._normed(heads[:, :-kv_heads], norm)
         swapped = torch.cat([turned[..., dim // 2 :], turned[..., : dim // 2]], -1)
         turned = torch.addcmul(turned * cos, swapped, sin)
-        cache[0, :, :, start:end] = turned[:, self.heads :].view(rows, width, kv_heads, dim).transpose(1, 2)
-        cache[1, :, :, start:end] = heads[:, -kv_heads:].view(rows, width, kv_heads, dim).transpose(1, 2)
+        new_keys, new_values = self.rounding.cached(turned[:, self.heads :]), self.rounding.cached(heads[:, -kv_heads:])
+        cache[0, :, :, start:end] = new_keys.view(rows, width, kv_heads, dim).transpose(1, 2)
+        cache[1, :, :, start:end] = new_values.view(rows, width, kv_heads, dim).transpose(1, 2)
         queries = turned[:, : self.heads].view(rows, width, kv_heads, -1, dim).permute(0, 2, 3, 1, 4)
         keys, values = cache[0, :, :, :end], cache[1, :, :, :end]
         attended = F.scaled_dot_product_attention(

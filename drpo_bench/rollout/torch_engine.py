@@ -34,7 +34,7 @@ class TorchEngine:
     def __init__(self, model: PreTrainedModel, config: RolloutPrecision, device: torch.device) -> None:
         self.config, self.device = config, device
         native = precision.is_native(config.dtype, device)
-        self.emulated = not native or config.fp8_weights or config.fp8_activations
+        self.emulated = bool(precision.emulated_rollout(config, device))
         self.model = copy.deepcopy(model).to(device).eval().requires_grad_(False)
         if native:
             precision.cast_parameters(self.model, config.dtype)
@@ -45,7 +45,7 @@ class TorchEngine:
             precision.quantise_inputs(linears)
         fp8_names = {id(linear.weight) for linear in linears} if config.fp8_weights else set()
         self._fp8 = [id(parameter) in fp8_names for parameter in self.model.parameters()]
-        self.rounding = Rounding("fp32" if native else config.dtype, config.fp8_activations)
+        self.rounding = Rounding("fp32" if native else config.dtype, config.fp8_activations, config.fp8_kv)
         self.load_weights(model)
 
     @classmethod
@@ -56,8 +56,10 @@ class TorchEngine:
         """
         engine = cls.__new__(cls)
         engine.model, engine.device = model, device
-        engine.emulated = not precision.is_native(dtype, device)
-        engine.rounding = Rounding(dtype if engine.emulated else "fp32")
+        engine.emulated = bool(precision.emulated_trainer(dtype, device))
+        compute = precision.compute_format(dtype)
+        grid = "fp32" if precision.is_native(compute, device) else compute
+        engine.rounding = Rounding(grid, fp8_training=dtype == "fp8")
         return engine
 
     @torch.no_grad()
@@ -128,7 +130,7 @@ class TorchEngine:
         """The fastest decoder that computes what the model computes."""
         if supports(self.model, self.rounding):
             return Qwen3Decoder(self.model, self.rounding)
-        return CacheDecoder(self.model)
+        return CacheDecoder(self.model, self.rounding.fp8_kv)
 
 
 def sample(logits: Tensor, random: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

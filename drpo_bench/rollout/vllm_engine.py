@@ -44,6 +44,7 @@ class VllmEngine:
         self.max_new_tokens = max_new_tokens
         self.shapes = {name: tuple(weight.shape) for name, weight in named_weights(model).items()}
         self.version, self.asleep = 0, False
+        self.has_tied_head = bool(getattr(model.config, "tie_word_embeddings", False))
         self.rebuild = device.type == "cpu" and model.config.model_type in REBUILT
         self._llm: Any = None
         self._start(model)
@@ -82,7 +83,7 @@ class VllmEngine:
         if on_cpu:
             self._llm.apply_model(unpack_experts)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
-        if on_cpu and "lm_head.weight" not in weights:
+        if on_cpu and self.has_tied_head:
             self._llm.apply_model(repack_head)
 
     def generate(

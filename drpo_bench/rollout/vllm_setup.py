@@ -70,19 +70,22 @@ def register_memory_loader() -> None:
 
         def load_weights(self, model: Any, model_config: Any) -> None:
             """Hand every tensor to the model; vLLM renames and fuses them as it does those of a checkpoint."""
-            model.load_weights(iter(WEIGHTS.items()))
+            loaded = model.load_weights(iter(WEIGHTS.items()))
+            missing = {name for name, _ in model.named_parameters()} - set(loaded)
+            if missing:  # they would hold whatever was in memory
+                raise ValueError(f"vLLM's {type(model).__name__} has weights that the model has not: {sorted(missing)}")
 
     model_loader.register_model_loader(LOAD_FORMAT)(MemoryLoader)
 
 
 def named_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, tied ones once."""
-    seen: set[int] = set()
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in seen or tensor.numel() == 0:
-            seen.add(tensor.data_ptr())
-            weights[name] = tensor
+    """Parameters and persistent buffers under the names of a checkpoint on the hub, tied ones under both names.
+
+    Some of vLLM's models know tied heads, and leave out the second name, and some do not.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    weights: dict[str, Tensor] = revert_weight_conversion(model, model.state_dict())
     return weights
 
 

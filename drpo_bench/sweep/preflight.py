@@ -24,6 +24,27 @@ def preflight(experiment: Experiment) -> None:
             raise UserError(f"{experiment.source}: {error}") from None
     if any(run.runtime.device == "cuda" for run in experiment.runs):
         check_cuda(experiment.source)
+    for run in {(run.precision, run.runtime): run for run in experiment.runs}.values():
+        check_formats(run, experiment.source)
+
+
+def check_formats(run: RunConfig, source: str) -> None:
+    """The device has the run's number formats, or may emulate them; torch is imported only where that is in doubt."""
+    if run.runtime.allow_emulation and (run.precision.trainer, run.runtime.device) != ("fp8", "cuda"):
+        return
+    import torch
+
+    from drpo_bench.precision import is_native, refuse_emulation
+    from drpo_bench.precision_fp8 import require_torchao
+
+    device = torch.device(run.runtime.device)
+    try:
+        if run.precision.trainer == "fp8" and is_native("fp8", device):
+            require_torchao()
+        if not run.runtime.allow_emulation:
+            refuse_emulation(run.precision, device)
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def check_cuda(source: str) -> None:
