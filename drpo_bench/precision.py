@@ -24,7 +24,7 @@ REMEDIES = {
     "fp8": "run on a GPU with compute capability 9.0 or above",
 } | dict.fromkeys(
     ("fp8 weights", "fp8 activations", "fp8 keys and values"),
-    "the torch engine multiplies fp8 on no device: choose another rollout precision",
+    "the torch engine multiplies fp8 on no device: set rollout.engine = 'vllm', whose kernels do",
 )
 
 
@@ -56,17 +56,20 @@ def emulated_rollout(config: RolloutPrecision, device: torch.device) -> list[str
     return parts + ["fp8 keys and values"] * config.fp8_kv
 
 
-def emulated_parts(precision: PrecisionConfig, device: torch.device) -> dict[str, list[str]]:
-    """What of a run is emulated on the device, by side; empty lists where nothing is."""
+def emulated_parts(precision: PrecisionConfig, engine: str, device: torch.device) -> dict[str, list[str]]:
+    """What of a run is emulated on the device, by side; empty lists where nothing is.
+
+    vLLM brings kernels of its own for every format that it takes, also on a CPU.
+    """
     return {
         "trainer": emulated_trainer(precision.trainer, device),
-        "rollout": emulated_rollout(precision.rollout, device),
+        "rollout": [] if engine == "vllm" else emulated_rollout(precision.rollout, device),
     }
 
 
-def refuse_emulation(precision: PrecisionConfig, device: torch.device) -> None:
-    """Raise ValueError where the device lacks a format of the run; it names the field and the remedy."""
-    for side, parts in emulated_parts(precision, device).items():
+def refuse_emulation(precision: PrecisionConfig, engine: str, device: torch.device) -> None:
+    """Raise ValueError where a format of the run would be emulated; it names the field and the remedy."""
+    for side, parts in emulated_parts(precision, engine, device).items():
         if parts:
             remedies = "; ".join(dict.fromkeys(REMEDIES[part] for part in parts))
             machine = "CPU" if device.type == "cpu" else "GPU"

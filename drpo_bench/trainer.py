@@ -1,12 +1,8 @@
-"""The RL loop of one run: sample, grade, update, measure, record, checkpoint."""
+"""The RL loop of one run: sample, update, measure, record, checkpoint."""
 
 from __future__ import annotations
 
 import copy
-import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,7 @@ import torch
 from drpo_bench.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
 from drpo_bench.collapse import CollapseDetector
 from drpo_bench.collect import Collector
-from drpo_bench.config import NUMERICS_VERSION, SCHEMA_VERSION, RunConfig, canonical
+from drpo_bench.config import RunConfig
 from drpo_bench.environment import describe_environment
 from drpo_bench.evaluate import Evaluator
 from drpo_bench.head import TokenScores
@@ -24,20 +20,20 @@ from drpo_bench.metrics import divergence_metrics, offpolicy_metrics, topk_metri
 from drpo_bench.models import Policy
 from drpo_bench.models import load_checkpoint as load_pretrained
 from drpo_bench.ops import kl_k3
-from drpo_bench.optim import NonFinite, Optimizer
-from drpo_bench.precision import refuse_emulation
-from drpo_bench.records import RunDir, append_record, read_json, sync_file, truncate_records, write_json
-from drpo_bench.rollout.alarm import check_mismatch
+from drpo_bench.optim import Collapse, Optimizer
+from drpo_bench.precision import emulated_parts, refuse_emulation
+from drpo_bench.recorder import Recorder
+from drpo_bench.records import RunDir, sync_file, truncate_records, write_json
+from drpo_bench.rollout.alarm import find_mismatch
 from drpo_bench.rollout.batch import RolloutBatch, RolloutQueue
-from drpo_bench.rollout.engine import sample_seeds
+from drpo_bench.rollout.engines import make_engine
 from drpo_bench.rollout.torch_engine import TorchEngine
 from drpo_bench.scoring import score
 from drpo_bench.tasks import make_task
 from drpo_bench.text import TextCodec
 from drpo_bench.update import Updater, flatten
 from drpo_bench.warmstart import ensure_warmstart
-
-SAMPLES_KEPT = 4  # rollouts written to samples.jsonl at each evaluation
+from drpo_bench.wiring import explain_mismatch, is_deterministic
 
 
 class Trainer:
@@ -47,21 +43,17 @@ class Trainer:
         self.config, self.run_dir = config, run_dir
         self.device = torch.device(config.runtime.device)
         if not config.runtime.allow_emulation:  # asked again here: a worker's machine can be another
-            refuse_emulation(config.precision, self.device)
-        self.clock: dict[str, float] = {}  # seconds by phase since the last record
-        self.started, self.time_before = time.monotonic(), 0.0
-        drop_other_numerics(run_dir)
-        run_dir.path.mkdir(parents=True, exist_ok=True)
-        run_dir.set_status("running", phase="start", step=0, steps=config.train.steps)
-        self._write_config(None)
+            refuse_emulation(config.precision, config.rollout.engine, self.device)
+        self.recorder = Recorder(config, run_dir)
+        self.timed = self.recorder.timed
 
-        source, sha256 = config.model.name, None
+        self.source, sha256 = config.model.name, None
         if config.model.from_scratch:
-            warmstart = ensure_warmstart(config, cache, self._report_warmstart)
-            source, sha256 = str(warmstart.directory), warmstart.sha256
-        model, tokenizer = load_pretrained(source)
+            warmstart = ensure_warmstart(config, cache, self.recorder.report_warmstart)
+            self.source, sha256 = str(warmstart.directory), warmstart.sha256
+        model, tokenizer = load_pretrained(self.source)
         self.task, self.codec = make_task(config.task), TextCodec(tokenizer)
-        self.engine = TorchEngine(model, config.precision.rollout, self.device)
+        self.engine = make_engine(model, config.rollout, config.precision.rollout, self.device)
         self.reference: Policy | None = None  # the initial policy, where the loss is penalised for leaving it
         if "ref" in config.needs:
             self.reference = Policy(copy.deepcopy(model), config.precision.trainer, self.device)
@@ -79,7 +71,7 @@ class Trainer:
         self.queue = RolloutQueue(self.generate, rollout.lag, config.train.steps)
         self.collapse = CollapseDetector(config.eval.collapse_fraction, config.eval.collapse_patience)
         self.step = 0  # batches trained on, which is also the policy's version
-        self._write_config(sha256)
+        self.recorder.write_config(sha256)
         self._write_environment()
         self._resume()
 
@@ -90,37 +82,51 @@ class Trainer:
             self.record(self.evaluate())
         while self.step < config.train.steps:
             record: dict[str, Any] = {}
-            batch = self.queue.next(self.step)
             try:
+                batch = self.queue.next(self.step)
+                record |= batch.metrics
                 record |= self.train_on(batch)
-            except NonFinite as error:
+            except Collapse as collapse:
                 self.step += 1
-                self.finish_non_finite(batch, str(error))
+                self.finish_collapsed(collapse, record)
                 return
             self.step += 1
             last = self.step == config.train.steps
             if last or self.step % config.eval.every == 0:
                 record |= self.evaluate()
-                self.write_samples(batch)
+                self.recorder.write_samples(self.step, batch, self.codec)
             self.record(record)
             if last or self.step % config.checkpoint.every == 0:
                 self.save()
         collapsed = self.collapse.step is not None
         self.run_dir.set_status("collapsed" if collapsed else "finished", **self.progress())
 
+    def close(self) -> None:
+        """Give the engine's memory back."""
+        self.engine.close()
+
     def generate(self, number: int) -> RolloutBatch:
         """Sample and grade rollout batch `number` with the current weights; measure the mismatch."""
         config = self.config
         batch = self.collector.collect(number, self.policy, version=self.step)
+        if broken := int((~torch.isfinite(batch.mu_logprobs)).sum()):
+            self.explain(f"{broken} of {len(batch.mu_logprobs)} mu_logprobs are not finite", batch)
         if self.is_measured(number) or "old" in config.needs:
             with self.timed("mismatch"):
                 old = self.score(batch)
             batch.old_logprobs = old.logprobs
             mismatch = divergence_metrics("mismatch", old.logprobs, batch.mu_logprobs, batch.lengths)
             mismatch |= topk_metrics("mismatch", old.topk_logprobs, batch.topk)
-            check_mismatch(mismatch["mismatch/logprob_absdiff_mean"], config.precision)
             batch.metrics |= mismatch
+            if problem := find_mismatch(old.logprobs, batch.mu_logprobs, config.precision):
+                self.explain(problem, batch)
         return batch
+
+    def explain(self, problem: str, batch: RolloutBatch) -> None:
+        """Raise what a mismatch that rounding does not explain means: MismatchAlarm or MismatchGrew."""
+        initial, _ = load_pretrained(self.source)
+        prompts = [rollout.prompt_ids for rollout in batch.rollouts[:: self.config.rollout.group_size]]
+        explain_mismatch(problem, self.config, self.engine, initial, prompts, self.step)
 
     def train_on(self, batch: RolloutBatch) -> dict[str, float]:
         """The updates of one batch, with what is measured before and after them. Raises NonFinite."""
@@ -170,24 +176,17 @@ class Trainer:
         return result
 
     def record(self, values: dict[str, Any]) -> None:
-        """Append the record of the current step; phases' seconds since the last one under `time/`."""
-        times = {f"time/{phase}": seconds for phase, seconds in self.clock.items()}
-        if self.collector.sampled_tokens:
-            times["perf/rollout_tokens_per_s"] = self.collector.sampled_tokens / self.clock["rollout"]
-        if self.clock.get("update"):
-            times["perf/update_tokens_per_s"] = values["response/tokens"] / self.clock["update"]
-        self.clock.clear()
+        """Append the record of the current step."""
+        self.recorder.record(self.step, values, self.collector.sampled_tokens)
         self.collector.sampled_tokens = 0
-        line = {"step": self.step, "time_s": self.seconds()} | dict(sorted(values.items())) | times
-        append_record(self.run_dir.metrics, line)
         self.run_dir.set_status("running", **self.progress())
 
-    def finish_non_finite(self, batch: RolloutBatch, reason: str) -> None:
-        """A loss or gradient was not finite: the run ends here, collapsed, with what is known of its last batch."""
-        self.record(dict(batch.metrics))
+    def finish_collapsed(self, collapse: Collapse, known: dict[str, Any]) -> None:
+        """The run ends here, which is its result; what is known of the last batch is recorded."""
+        self.record(known)
         if self.collapse.step is None:
             self.collapse.step = self.step
-        status = self.progress() | {"reason": "non_finite", "detail": reason}
+        status = self.progress() | {"reason": collapse.reason, "detail": str(collapse)}
         self.run_dir.set_status("collapsed", **status)
 
     def progress(self) -> dict[str, Any]:
@@ -195,31 +194,18 @@ class Trainer:
         fields: dict[str, Any] = {
             "step": self.step,
             "steps": self.config.train.steps,
-            "seconds": self.seconds(),
+            "seconds": self.recorder.seconds(),
         }
         fields["accuracy"] = self.collapse.last
         if self.collapse.step is not None:
             fields |= {"collapse_step": self.collapse.step, "reason": "accuracy"}
         return fields
 
-    def seconds(self) -> float:
-        """Seconds of this run, over all its sittings."""
-        return self.time_before + time.monotonic() - self.started
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Add the block's seconds to `time/<phase>`."""
-        begin = time.monotonic()
-        try:
-            yield
-        finally:
-            self.clock[phase] = self.clock.get(phase, 0.0) + time.monotonic() - begin
-
     def save(self) -> None:
         """Write a checkpoint of the current step."""
         with self.timed("checkpoint"):
             sync_file(self.run_dir.metrics)  # a checkpoint never outlives the records before it
-            state = {"collapse": self.collapse.state(), "seconds": self.seconds()}
+            state = {"collapse": self.collapse.state(), "seconds": self.recorder.seconds()}
             save_checkpoint(
                 self.run_dir.checkpoints,
                 self.step,
@@ -231,40 +217,16 @@ class Trainer:
                 self.config.checkpoint.keep,
             )
 
-    def write_samples(self, batch: RolloutBatch) -> None:
-        """A few of the batch's rollouts as text with their logprobs, for people to read."""
-        for rollout, reward in list(zip(batch.rollouts, batch.rewards.flatten().tolist(), strict=True))[:SAMPLES_KEPT]:
-            prompt, response = self.codec.decode([rollout.prompt_ids, rollout.response_ids])
-            line = {"step": self.step, "problem": prompt, "response": response, "reward": reward}
-            line["policy_version"] = rollout.policy_version
-            line["mu_logprobs"] = [round(value, 5) for value in rollout.mu_logprobs.tolist()]
-            append_record(self.run_dir.samples, line)
-
-    def _write_config(self, warmstart_sha256: str | None) -> None:
-        config = self.config
-        identity = {
-            "run_id": config.run_id,
-            "schema_version": SCHEMA_VERSION,
-            "numerics_version": NUMERICS_VERSION,
-        }
-        resolved = canonical(config.model_dump()) | identity | {"warmstart_sha256": warmstart_sha256}
-        write_json(self.run_dir.config, resolved)
-
     def _write_environment(self) -> None:
         config = self.config
         environment = describe_environment(config.runtime.threads, self.device)
-        environment["emulated"] = {"trainer": self.policy.emulated, "rollout": self.engine.emulated}
-        environment["deterministic"] = self._probe_determinism()
+        parts = emulated_parts(config.precision, config.rollout.engine, self.device)
+        environment["emulated"] = {side: bool(names) for side, names in parts.items()}
+        environment["engine"] = self.engine.description
+        prompts = self.codec.encode([problem.prompt for problem in self.evaluator.problems[:4]])
+        sampling = self.collector.sampling
+        environment["deterministic"] = is_deterministic(self.engine, self.policy.master, prompts, config.seed, sampling)
         write_json(self.run_dir.env, environment)
-
-    def _probe_determinism(self) -> bool:
-        """Whether one small batch, sampled twice, is the same bit for bit."""
-        count = min(4, len(self.evaluator.problems))
-        prompts = self.codec.encode([problem.prompt for problem in self.evaluator.problems[:count]])
-        seeds = sample_seeds(self.config.seed, "probe", 0, count, 2)
-        first, second = (self.engine.generate(prompts, 2, seeds, self.collector.sampling) for _ in range(2))
-        pairs = [pair for groups in zip(first, second, strict=True) for pair in zip(*groups, strict=True)]
-        return all(a.token_ids == b.token_ids and torch.equal(a.logprobs, b.logprobs) for a, b in pairs)
 
     def _resume(self) -> None:
         """Continue from the last checkpoint; records that were written after it are dropped."""
@@ -274,22 +236,15 @@ class Trainer:
         truncate_records(self.run_dir.samples, last)
         if steps:
             state, self.queue.waiting = load_checkpoint(self.run_dir.checkpoints, last, self.policy, self.optimizer)
-            self.step, self.time_before = state["step"], state["seconds"]
+            self.step, self.recorder.time_before = state["step"], state["seconds"]
             self.collapse.restore(state["collapse"])
-
-    def _report_warmstart(self, step: int, accuracy: float) -> None:
-        if step % 10 == 0:
-            maximum = self.config.warmstart.max_steps
-            self.run_dir.set_status("running", phase="warm start", step=step, steps=maximum, accuracy=accuracy)
-
-
-def drop_other_numerics(run_dir: RunDir) -> None:
-    """Start over where a run directory was written by a version whose numbers differ; summary.csv keeps its row."""
-    if run_dir.config.exists() and read_json(run_dir.config)["numerics_version"] != NUMERICS_VERSION:
-        shutil.rmtree(run_dir.path)
 
 
 def train(config: RunConfig, experiment_dir: Path, cache: Path) -> None:
     """Train one configuration into `<experiment_dir>/runs/<run_id>/`, or finish what is there."""
     torch.set_num_threads(config.runtime.threads)
-    Trainer(config, RunDir(experiment_dir / "runs" / config.run_id), cache).train()
+    trainer = Trainer(config, RunDir(experiment_dir / "runs" / config.run_id), cache)
+    try:
+        trainer.train()
+    finally:
+        trainer.close()

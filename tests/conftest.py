@@ -31,7 +31,7 @@ def warmstart_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TINY: dict[str, Any] = {
     "experiment": {"name": "tiny"},
     "task": {"name": "arithmetic", "min_terms": 2, "max_terms": 2, "max_operand": 9},
-    "warmstart": {"target": 0.0, "max_steps": 120, "eval_every": 120, "eval_problems": 16, "lr": 4e-3},
+    "warmstart": {"target": 0.0, "max_steps": 200, "eval_every": 200, "eval_problems": 16, "lr": 4e-3},
     "rollout": {"problems_per_batch": 4, "group_size": 4, "max_new_tokens": 24},
     "precision": {"preset": "fp32"},
     "train": {"steps": 2, "updates_per_batch": 2},

@@ -46,8 +46,8 @@ class Engine:
     def __init__(self, logprob=-1.0):
         self.logprob, self.calls = logprob, []
 
-    def load_weights(self, model):
-        pass
+    def load_weights(self, model, version=0):
+        self.version = version
 
     def generate(self, prompts, group_size, seeds, sampling):
         self.calls.append(seeds)
@@ -113,11 +113,6 @@ def test_long_answers_are_deducted_over_the_buffer(tiny_config):
     assert batch.rewards[1].tolist() == pytest.approx([0.0, 0.0, -0.25, -0.5])
     assert batch.metrics["grading/correct_frac"] == pytest.approx(10 / 16)  # verdicts are not shaped
     assert batch.metrics["reward/zero_variance_frac"] == 0.0
-
-
-def test_nan_from_the_engine_is_an_error_that_names_run_step_and_count(tiny_config):
-    with pytest.raises(ValueError, match=r"run nano-fp32-drpo-s0-\w{8}, step 3: 40 of 40 mu_logprobs .* not finite"):
-        collect(tiny_config, number=3, engine=Engine(float("nan")))
 
 
 def test_nan_of_the_policy_is_a_collapse_that_names_the_count(tiny_config, tmp_path, warmstart_cache, monkeypatch):

@@ -53,7 +53,7 @@ def plain_cpu(monkeypatch):
         (
             "trainer = 'fp32'\nrollout = { dtype = 'fp32', fp8_weights = true, fp8_kv = true }",
             "precision.rollout: this CPU can only emulate fp8 weights and fp8 keys and values; "
-            "the torch engine multiplies fp8 on no device: choose another rollout precision, or set",
+            "the torch engine multiplies fp8 on no device: set rollout.engine = 'vllm', whose kernels do, or set",
         ),
     ],
 )  # fmt: skip
@@ -79,10 +79,10 @@ def test_a_worker_refuses_too(tiny_config, tmp_path, warmstart_cache, plain_cpu)
 def test_parts_on_this_cpu_and_on_gpus(monkeypatch):
     config = PrecisionConfig.model_validate(ALL_FP8)
     rollout = ["fp8 weights", "fp8 activations", "fp8 keys and values"]
-    assert precision.emulated_parts(config, CPU) == {"trainer": ["fp8"], "rollout": ["fp16", *rollout]}
+    assert precision.emulated_parts(config, "torch", CPU) == {"trainer": ["fp8"], "rollout": ["fp16", *rollout]}
     for capability, trainer in (((8, 9), ["fp8"]), ((9, 0), []), ((10, 0), [])):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        assert precision.emulated_parts(config, GPU) == {"trainer": trainer, "rollout": rollout}
+        assert precision.emulated_parts(config, "torch", GPU) == {"trainer": trainer, "rollout": rollout}
     assert set(precision.REMEDIES) == {"bf16", "fp16", "fp8", *rollout}
 
 

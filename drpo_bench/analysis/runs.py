@@ -80,6 +80,7 @@ NOT_SETTING = {
     *("run_id", "schema_version", "numerics_version", "warmstart_sha256"),
     *("experiment", "checkpoint", "seed", "loss"),
 }
+ENDS_THE_RUN = ("non_finite", "mismatch")  # reasons of a collapse after which there are no evaluations
 FINAL_SHARE = 5  # the final score is the mean of the last fifth of the evaluations
 
 
@@ -171,11 +172,11 @@ def environment_row(run_dir: RunDir) -> Row:
 
 
 def curve_rows(config: RunConfig, status: Row, records: Sequence[Row]) -> Iterator[Row]:
-    """A row an evaluation. After a non-finite end the evaluations that never took place count as 0."""
+    """A row an evaluation. After an end before its time the evaluations that never took place count as 0."""
     prefix = f"eval/{config.task.name}"
     evaluated = {record["step"]: record for record in records if f"{prefix}/accuracy" in record}
     steps = set(evaluated)
-    if status["state"] == "collapsed" and status.get("reason") == "non_finite":
+    if status["state"] == "collapsed" and status.get("reason") in ENDS_THE_RUN:
         steps |= {step for step in evaluation_grid(config) if step >= status["collapse_step"]}
     before = -1
     for step in sorted(steps):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from drpo_bench.analysis.cells import CELL, LABELS, done, seeds_text
-from drpo_bench.analysis.runs import KEY
+from drpo_bench.analysis.runs import ENDS_THE_RUN, KEY
 from drpo_bench.analysis.stats import bootstrap_interval, clopper_pearson, estimate, iqm, mean
 from drpo_bench.records import DONE
 
@@ -34,7 +34,7 @@ def final_table(summary: pd.DataFrame) -> pd.DataFrame:
         score, gain = estimate(finals), estimate(ended["gain"].dropna().to_numpy())
         collapsed = ended[ended["state"] == "collapsed"]
         low, high = clopper_pearson(len(collapsed), len(ended))
-        steps = [f"{s}{'*' if r == 'non_finite' else ''}" for s, r in _collapses(collapsed)]
+        steps = [f"{s}{'*' if r in ENDS_THE_RUN else ''}" for s, r in _collapses(collapsed)]
         others = runs.loc[~runs["state"].isin(DONE), "state"].value_counts().sort_index()
         rows.append(
             dict(zip(NAMES, cell, strict=True))

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from drpo_bench.precision_configs import RolloutPrecision
-from drpo_bench.rollout_configs import VllmConfig
 from drpo_bench.rollout.engine import Response, Sampling
 from drpo_bench.rollout.vllm_setup import named_weights, start_llm, vllm_version
+from drpo_bench.rollout_configs import VllmConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -153,7 +153,7 @@ def unpack_experts(model: Any) -> None:
     """Before a reload on a CPU: make vLLM pack the experts' weights again, which it does only while there is no
     kernel."""
     for module in model.modules():
-        method = getattr(module, "quant_method", None)
+        method: Any = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -99,7 +100,7 @@ def start_llm(
     memory: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_fraction, "enable_sleep_mode": config.sleep}
     if device.type == "cpu":
         memory = {"kv_cache_memory_bytes": cache_bytes(model, precision, config, min(max_length, limit))}
-    with tempfile.TemporaryDirectory() as directory, own_thread_setting(), weights_in_reach(model):
+    with tempfile.TemporaryDirectory() as directory, process_as_it_was(), weights_in_reach(model):
         save_config(model, Path(directory))
         return vllm.LLM(
             directory,
@@ -168,12 +169,12 @@ def weights_in_reach(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def own_thread_setting() -> Iterator[None]:
-    """vLLM replaces torch.set_num_threads by a function that does nothing, for the whole process: put it back."""
-    original: Callable[[int], None] = torch.set_num_threads
+def process_as_it_was() -> Iterator[None]:
+    """Undo what vLLM does to the process: torch.set_num_threads does nothing, and exceptions are printed its way."""
+    original, hook = torch.set_num_threads, sys.excepthook
     threads = torch.get_num_threads()
     try:
         yield
     finally:
-        torch.set_num_threads = original
+        torch.set_num_threads, sys.excepthook = original, hook
         torch.set_num_threads(threads)

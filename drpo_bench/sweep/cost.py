@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from drpo_bench.config import RunConfig
 
 # Parameters that multiply a token, without embeddings; a checkpoint's are not known before it is loaded.
-PARAMETERS = {"nano": 0.2e6, "micro": 1.1e6, "mini": 5.2e6, "small": 29.5e6}
+PARAMETERS = {"nano": 0.22e6, "micro": 1.1e6, "mini": 5.2e6, "small": 29.5e6}
 FLOPS_PER_THREAD = 2.0e10  # what small fp32 models were seen to reach on one core of a server CPU
 MEAN_LENGTH = 0.6  # of max_new_tokens; responses mostly stop earlier
 BYTES_PER_PARAMETER = 12  # weights and two AdamW moments in fp32

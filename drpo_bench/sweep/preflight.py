@@ -24,7 +24,7 @@ def preflight(experiment: Experiment) -> None:
             raise UserError(f"{experiment.source}: {error}") from None
     if any(run.runtime.device == "cuda" for run in experiment.runs):
         check_cuda(experiment.source)
-    for run in {(run.precision, run.runtime): run for run in experiment.runs}.values():
+    for run in {(run.precision, run.rollout.engine, run.runtime): run for run in experiment.runs}.values():
         check_formats(run, experiment.source)
 
 
@@ -42,7 +42,7 @@ def check_formats(run: RunConfig, source: str) -> None:
         if run.precision.trainer == "fp8" and is_native("fp8", device):
             require_torchao()
         if not run.runtime.allow_emulation:
-            refuse_emulation(run.precision, device)
+            refuse_emulation(run.precision, run.rollout.engine, device)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
 
