@@ -18,7 +18,7 @@ FLOORS = {
     "types": 1, "ops": 1,
     "advantages": 2, "losses": 2, "batching": 2, "metrics": 2, "tasks": 2, "collapse": 2,
     "architectures": 3, "precision": 3, "precision_fp8": 3, "models": 3, "head": 3, "text": 3, "rollout": 3,
-    "scoring": 3, "evaluate": 3,
+    "scoring": 3, "routing": 3, "evaluate": 3,
     "warmstart": 3, "optim": 3,
     "environment": 3, "verify": 3, "tracking": 3,
     "update": 4, "collect": 4, "checkpoint": 4, "trainer": 4, "bench": 4, "doctor": 4,

@@ -18,6 +18,7 @@ from drpo_bench.precision_configs import RolloutPrecision
 from drpo_bench.rollout.decoder import CacheDecoder, Decoder, left_padded
 from drpo_bench.rollout.decoder_qwen3 import Qwen3Decoder, Rounding, supports
 from drpo_bench.rollout.engine import Response, Sampling, uniforms
+from drpo_bench.rollout.route_log import RouteLog
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,6 +85,7 @@ class TorchEngine:
         hidden = decoder.prefill(prompt_ids, prompt_mask, sampling.max_new_tokens)
         rows = len(prompts) * group_size
         repeat = torch.arange(len(prompts), device=self.device).repeat_interleave(group_size)
+        routes = RouteLog(decoder.routes, prompt_mask, repeat, sampling.max_new_tokens)
         decoder.expand(repeat)
         positions = prompt_mask.sum(1)[repeat]  # [rows], of the next token
         randoms = uniforms(seeds.reshape(-1), sampling.max_new_tokens)
@@ -110,6 +112,7 @@ class TorchEngine:
                 decoder.select(keep)
                 alive, active, chosen, positions = alive[keep], active[keep], chosen[keep], positions[keep]
             logits = head_logits(self.model, decoder.step(chosen, positions + step))
+            routes.store(alive, step, decoder.routes)
         self.model.train(was_training)
         is_stop = torch.isin(tokens, stop_ids)
         stopped = is_stop.any(1)
@@ -118,8 +121,8 @@ class TorchEngine:
             tokens.tolist(), logprobs.cpu(), likeliest.rows(), lengths.tolist(), stopped.tolist(), strict=True
         )
         responses = [
-            Response(tuple(ids[:length]), values[:length].clone(), not stop, *topk.cut(length))
-            for ids, values, topk, length, stop in finished
+            Response(tuple(ids[:length]), values[:length].clone(), not stop, *topk.cut(length), routes.of(row, length))
+            for row, (ids, values, topk, length, stop) in enumerate(finished)
         ]
         return [responses[start : start + group_size] for start in range(0, rows, group_size)]
 
@@ -172,6 +175,6 @@ class TopK:
         """One for each row, on the CPU."""
         return [TopK(*pair) for pair in zip(self.ids.cpu(), self.logprobs.cpu(), strict=True)]
 
-    def cut(self, length: int) -> tuple[Tensor, Tensor] | tuple[()]:
-        """The fields of a response of this length; none where K is 0."""
-        return (self.ids[:length].clone(), self.logprobs[:length].clone()) if self.ids.shape[-1] else ()
+    def cut(self, length: int) -> tuple[Tensor | None, Tensor | None]:
+        """The fields of a response of this length; None where K is 0."""
+        return (self.ids[:length].clone(), self.logprobs[:length].clone()) if self.ids.shape[-1] else (None, None)
