@@ -15,6 +15,7 @@ from drpo_bench import precision
 from drpo_bench.models import head_logits
 from drpo_bench.ops import scale_logits
 from drpo_bench.precision_configs import RolloutPrecision
+from drpo_bench.precision_experts import compute_experts_with, expert_weights, quantised_input_product
 from drpo_bench.rollout.decoder import CacheDecoder, Decoder, left_padded
 from drpo_bench.rollout.decoder_qwen3 import Qwen3Decoder, Rounding, supports
 from drpo_bench.rollout.engine import Response, Sampling, uniforms
@@ -44,8 +45,10 @@ class TorchEngine:
         linears = precision.decoder_linears(self.model)
         if config.fp8_activations:
             precision.quantise_inputs(linears)
-        fp8_names = {id(linear.weight) for linear in linears} if config.fp8_weights else set()
-        self._fp8 = [id(parameter) in fp8_names for parameter in self.model.parameters()]
+            compute_experts_with(self.model, quantised_input_product)
+        summed = {id(linear.weight): -1 for linear in linears} | expert_weights(self.model)
+        fp8_dims = summed if config.fp8_weights else {}
+        self._fp8_dims = [fp8_dims.get(id(parameter)) for parameter in self.model.parameters()]
         self.rounding = Rounding("fp32" if native else config.dtype, config.fp8_activations, config.fp8_kv)
         self.load_weights(model)
 
@@ -67,8 +70,8 @@ class TorchEngine:
     def load_weights(self, model: PreTrainedModel, version: int = 0) -> None:
         """Take over the weights of an fp32 model, cast to this engine's formats."""
         self.version = version
-        for target, source, fp8 in zip(self.model.parameters(), model.parameters(), self._fp8, strict=True):
-            target.copy_(precision.cast_weights(source, self.config.dtype, fp8))
+        for target, source, dim in zip(self.model.parameters(), model.parameters(), self._fp8_dims, strict=True):
+            target.copy_(precision.cast_weights(source, self.config.dtype, dim))
 
     @torch.no_grad()
     def generate(
