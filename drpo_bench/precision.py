@@ -172,10 +172,12 @@ def cast_parameters(model: nn.Module, dtype: str) -> None:
 
 
 def cast_weights(source: Tensor, dtype: str, fp8_dim: int | None) -> Tensor:
-    """fp32 weights as the engine sees them: on the grid of `dtype`, or e4m3 with a scale an output channel.
+    """fp32 weights as the engine sees them: on the grid of `dtype`, and from there e4m3 with a scale an output channel.
 
+    Engines get the weights in `dtype` before they quantise: e4m3 of the masters would be other weights.
     `fp8_dim`: the dimension that the product sums over, the last or the one before; None where fp8 does not apply.
     """
+    rounded = round_to(source, dtype)
     if fp8_dim is None:
-        return round_to(source, dtype)
-    return quantise_e4m3(source) if fp8_dim == -1 else quantise_e4m3(source.mT.contiguous()).mT
+        return rounded
+    return quantise_e4m3(rounded) if fp8_dim == -1 else quantise_e4m3(rounded.mT.contiguous()).mT
