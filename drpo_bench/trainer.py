@@ -17,6 +17,7 @@ from drpo_bench.evaluate import Evaluator
 from drpo_bench.head import TokenScores
 from drpo_bench.losses import make_loss
 from drpo_bench.metrics import divergence_metrics, offpolicy_metrics, routing_metrics, topk_metrics
+from drpo_bench.model_check import check_model
 from drpo_bench.models import Policy
 from drpo_bench.models import load_checkpoint as load_pretrained
 from drpo_bench.ops import kl_k3
@@ -52,6 +53,8 @@ class Trainer:
             warmstart = ensure_warmstart(config, cache, self.recorder.report_warmstart)
             self.source, sha256 = str(warmstart.directory), warmstart.sha256
         model, tokenizer = load_pretrained(self.source)
+        if not config.model.from_scratch:
+            check_model(model, config.model.name)
         self.task, self.codec = make_task(config.task), TextCodec(tokenizer)
         self.engine = make_engine(model, config.rollout, config.precision.rollout, self.device)
         self.reference: Policy | None = None  # the initial policy, where the loss is penalised for leaving it

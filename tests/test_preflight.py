@@ -128,7 +128,7 @@ def test_vllm_that_is_not_installed_is_told_with_both_remedies(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
-        ({"precision": 'rollout = { fp8_weights = true }'}, r"precision\.rollout: vLLM quantises weights and activations"),
+        ({"precision": "rollout = { fp8_weights = true }"}, r"precision\.rollout: vLLM quantises weights and activ"),
         (
             {"precision": 'rollout = { dtype = "fp32", fp8_weights = true, fp8_activations = true }'},
             r"precision\.rollout\.dtype: vLLM's fp8 on a CPU starts from bf16 or fp16",

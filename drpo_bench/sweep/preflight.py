@@ -6,7 +6,7 @@ from pathlib import Path
 
 from drpo_bench.config import SIZES, RunConfig
 from drpo_bench.errors import UserError, did_you_mean
-from drpo_bench.sweep.engine_checks import check_engine, check_gpu_memory
+from drpo_bench.sweep.engine_checks import check_engine, check_gpu_memory, model_type
 from drpo_bench.sweep.plan import Experiment
 from drpo_bench.tasks import distinct_problems, make_task
 
@@ -70,7 +70,22 @@ def check_model(run: RunConfig, source: str) -> None:
     if Path(name).is_dir():
         if not (Path(name) / "config.json").exists():
             raise UserError(f"{source}: model.name: {name} has no config.json, so it is no checkpoint")
+        check_architecture(run, source)
         return
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         hint = did_you_mean(name, SIZES)
         raise UserError(f"{source}: model.name: {name!r} is no size, directory or hub id (owner/name){hint}")
+
+
+def check_architecture(run: RunConfig, source: str) -> None:
+    """A checkpoint of a causal language model that transformers knows; transformers is imported only for one."""
+    from transformers import __version__
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    architecture = model_type(run)
+    if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        hint = did_you_mean(architecture, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        raise UserError(
+            f"{source}: model.name: {run.model.name} is of type {architecture!r}, which is no causal language model of "
+            f"transformers {__version__}{hint}"
+        )
