@@ -58,7 +58,10 @@ def test_every_size_can_be_built(architecture, size):
 
 @pytest.mark.parametrize("architecture", ALL)
 def test_engine_and_trainer_give_the_same_logprobs_in_fp32(architecture):
-    """Ragged prompts padded on the left, a cache of its own kind, rows that leave; longer than a sliding window."""
+    """Ragged prompts padded on the left, a cache of its own kind, rows that leave; longer than a sliding window.
+
+    A gated delta net sums in chunks in the trainer and token by token in the engine: a rare token differs by 2e-5.
+    """
     model = build_model(ModelConfig(architecture=architecture), vocab_size=60, seed=0)
     engine = TorchEngine(model, PrecisionConfig.model_validate("fp32").rollout, CPU)
     prompts = [list(range(4 + i, 8 + 3 * i)) for i in range(6)]
@@ -73,7 +76,9 @@ def test_engine_and_trainer_give_the_same_logprobs_in_fp32(architecture):
     assert min(lengths) < 20 and max(lengths) > 40
     trainer = score(Policy(model, "fp32", CPU), rollouts, 0.8, 16384).logprobs
     mu = torch.cat([r.mu_logprobs for r in rollouts])
-    assert (trainer - mu).abs().max() < 1e-5
+    difference = (trainer - mu).abs()
+    assert difference.mean() < 2e-6
+    assert difference.max() < (5e-5 if architecture == "qwen3_next" else 1e-5)
 
 
 @pytest.mark.slow
