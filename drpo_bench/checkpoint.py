@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from drpo_bench.models import Policy, save_model
+from drpo_bench.models import Policy, load_weights, save_model
 from drpo_bench.optim import LossScaler, Optimizer
 from drpo_bench.records import read_json, sync_file, write_json
 from drpo_bench.rollout.batch import RolloutBatch
@@ -70,10 +70,7 @@ def load_checkpoint(
     """Restore weights and optimizer in place; return the stored state and the queued rollout batches."""
     path = directory / f"step_{step}"
     state = read_json(path / STATE_FILE)
-    weights = load_file(path / "model.safetensors")
-    policy.master.load_state_dict(weights, strict=False)  # a tied head is stored once
-    missing = {name for name, _ in policy.master.named_parameters()} - weights.keys()
-    assert not missing, f"{path}: weights without {sorted(missing)}"
+    policy.master.load_state_dict(load_weights(path).state_dict())
     policy.publish()
     _restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
     if optimizer.scaler:

@@ -46,6 +46,7 @@ class VllmEngine:
         self.shapes = {name: tuple(weight.shape) for name, weight in named_weights(model).items()}
         self.vocab_size = model.config.vocab_size
         self.version, self.asleep = 0, False
+        self.sleeps = config.sleep and device.type == "cuda"
         self.rebuild = device.type == "cpu" and model.config.model_type in REBUILT
         self.experts = int(getattr(model.config, "num_experts_per_tok", None) or 0)
         self._llm: Any = None
@@ -98,8 +99,10 @@ class VllmEngine:
         outputs = self._llm.generate(requests, params, use_tqdm=False)
         assert len(outputs) == len(requests), f"vLLM returned {len(outputs)} of {len(requests)} responses"
         responses = [to_response(output.outputs[0], topk, self._routes(output)) for output in outputs]
-        if self.config.sleep and self.device.type == "cuda":
-            self._llm.sleep(level=1)
+        if self.sleeps:
+            self._llm.sleep(
+                level=1
+            )  # weights to the CPU's memory: level 2 would also drop buffers, which no one renews
             self.asleep = True
         return [responses[start : start + group_size] for start in range(0, len(responses), group_size)]
 

@@ -195,6 +195,25 @@ def test_fifty_hand_overs_leave_memory_as_it_is(engine, model):
     assert process.memory_info().rss - before < 8 * 2**20
 
 
+def test_a_sleeping_engine_wakes_before_weights_and_before_sampling(engine, model, monkeypatch):
+    """vLLM's CPU backend does not sleep, so only the order of the calls is tested here."""
+    calls = []
+    monkeypatch.setattr(engine, "sleeps", True)
+    monkeypatch.setattr(engine._llm, "sleep", lambda level: calls.append(f"sleep {level}"))
+    monkeypatch.setattr(engine._llm, "wake_up", lambda: calls.append("wake"))
+    for name in ("collective_rpc", "generate"):
+        real = getattr(engine._llm, name)
+        monkeypatch.setattr(
+            engine._llm, name, lambda *a, real=real, name=name, **k: (calls.append(name), real(*a, **k))[1]
+        )
+    engine.load_weights(model)
+    sample(engine, PROMPTS[:2])
+    sample(engine, PROMPTS[:2])
+    engine.load_weights(model)
+    assert calls == ["collective_rpc", *(["generate", "sleep 1", "wake"] * 2), "collective_rpc"]
+    assert not engine.asleep
+
+
 def test_torch_can_still_set_its_threads(engine):
     assert torch.get_num_threads() == 1
     torch.set_num_threads(2)
