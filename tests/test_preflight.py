@@ -138,6 +138,10 @@ def test_vllm_that_is_not_installed_is_told_with_both_remedies(tmp_path, monkeyp
             r"no fp8 for the experts of qwen3_moe",
         ),
         (
+            {"model": 'architecture = "gemma3"', "precision": 'preset = "fp16"'},
+            r"vLLM refuses fp16 for gemma3, as unstable; set it to 'bf16'",
+        ),
+        (
             {"model": 'architecture = "qwen3_next"', "precision": 'preset = "fp16"'},
             r"qwen3_next in bf16 only; set it to 'bf16'; or set rollout\.engine = 'torch'",
         ),

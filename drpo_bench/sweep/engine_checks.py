@@ -17,6 +17,8 @@ NO_CPU_KERNEL = {  # model_type: why vLLM's CPU backend does not run it
     "qwen3_5_moe_text": "its vLLM classes need torchvision, which has no build for a CPU torch here",
 }
 
+NO_FP16 = ("gemma2", "gemma3", "gemma3_text", "glm4", "plamo2")  # by vLLM's own decision
+
 
 def check_engine(run: RunConfig, source: str) -> None:
     """Raise UserError where `rollout.engine = "vllm"` cannot work with the rest of the run."""
@@ -36,6 +38,8 @@ def vllm_misfit(run: RunConfig) -> str | None:
     rollout, architecture = run.precision.rollout, model_type(run)
     if rollout.fp8_weights != rollout.fp8_activations:
         return "precision.rollout: vLLM quantises weights and activations together; set fp8_weights and fp8_activations"
+    if architecture in NO_FP16 and rollout.dtype == "fp16":
+        return f"precision.rollout.dtype: vLLM refuses fp16 for {architecture}, as unstable; set it to 'bf16'"
     if run.runtime.device != "cpu":
         return None
     if rollout.fp8_weights and rollout.dtype == "fp32":
