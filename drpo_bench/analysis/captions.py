@@ -34,9 +34,9 @@ def single(summary: pd.DataFrame) -> bool:
 def emulation_text(summary: pd.DataFrame) -> str:
     """`emulated: bf16, fp8_rollout (trainer and rollout)`: rounded onto a format's grid, not computed in it."""
     words = {"rollout+trainer": "trainer and rollout", "rollout": "rollout only", "trainer": "trainer only"}
-    runs = summary[summary["emulated"] != "none"]
+    runs = summary[~summary["emulated"].isin(["none", "unknown"])]  # of unknown ones the notes tell
     parts = [
-        f"{', '.join(part['precision'].unique())} ({words.get(str(sides), 'not known')})"
+        f"{', '.join(part['precision'].unique())} ({words[str(sides)]})"
         for sides, part in runs.groupby("emulated", sort=False)
     ]
     return "emulated: " + "; ".join(parts) if parts else "nothing is emulated"
