@@ -99,10 +99,8 @@ class VllmEngine:
         outputs = self._llm.generate(requests, params, use_tqdm=False)
         assert len(outputs) == len(requests), f"vLLM returned {len(outputs)} of {len(requests)} responses"
         responses = [to_response(output.outputs[0], topk, self._routes(output)) for output in outputs]
-        if self.sleeps:
-            self._llm.sleep(
-                level=1
-            )  # weights to the CPU's memory: level 2 would also drop buffers, which no one renews
+        if self.sleeps:  # weights to the CPU's memory; level 2 would drop buffers too, which no hand-over renews
+            self._llm.sleep(level=1)
             self.asleep = True
         return [responses[start : start + group_size] for start in range(0, len(responses), group_size)]
 
