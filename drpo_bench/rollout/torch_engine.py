@@ -127,7 +127,8 @@ class TorchEngine:
     ) -> tuple[Tensor, Tensor, TopK]:
         """Tokens and their logprobs [rows, max_new_tokens], and the likeliest at each position.
 
-        What stands past a row's end means nothing. The prompt is prefilled once and its cache copied to its samples; rows that finish are dropped.
+        What stands past a row's end means nothing. The prompt is prefilled once and its cache copied to its samples;
+        rows that finish are dropped.
         """
         was_training = self.model.training
         self.model.eval()
