@@ -74,12 +74,13 @@ def measure(request: Request) -> Path:
     count = sum(sequences.lengths)
     progress.done(f"sampled by {sampler.name}: {len(sequences.lengths)} sequences, {count} tokens")
 
-    scores, seconds = {}, {}
+    scores, seconds, controls = {}, {}, {}
     # vLLM last: it pins threads and memory of this process.
     for side in sorted(sides, key=lambda side: side.engine == "vllm"):
         progress.start(f"{side.name} scores")
         first, again = score_side(side, model, sequences, device)
-        check_control(pair_rows((side.name, side.name), first, again, sequences.token_ids, sequences.lengths))
+        controls[side.name] = pair_rows((side.name, side.name), first, again, sequences.token_ids, sequences.lengths)
+        check_control(controls[side.name])
         scores[side.name] = first
         seconds[side.name] = progress.done(f"[{len(scores)}/{len(sides)}] {side.name}: twice the same, bit for bit")
     progress.start("pairs")
@@ -88,7 +89,11 @@ def measure(request: Request) -> Path:
         row
         for mu in names
         for pi in names
-        for row in pair_rows((mu, pi), scores[mu], scores[pi], sequences.token_ids, sequences.lengths)
+        for row in (
+            controls[mu]
+            if mu == pi
+            else pair_rows((mu, pi), scores[mu], scores[pi], sequences.token_ids, sequences.lengths)
+        )
     ]
     reference = REFERENCE if REFERENCE in names else names[0]
     description = describe(config, model) | {
