@@ -28,6 +28,7 @@ SHOWN = {
     "seq_logratio_p99": "seq p99",
     "router_flip_frac": "router flips",
 }
+PRINTED = ("k3", "tv_mean", "tv_max", "topk_tv", "ratio_p99", "seq_logratio_p99", "router_flip_frac")
 SHARED_KERNELS = """\
 The torch engine runs the trainer's own kernels. Where a format is emulated, almost nothing is left between the two:
 both round the same numbers, and a study of mismatch on it understates what another engine would show. Where the
@@ -49,7 +50,7 @@ def write_report(folder: Path) -> Path:
     direction = f"Rows are mu, columns pi; the diagonal is each side scored twice, exactly 0. {setting}"
     names = {
         "matrix_k3": ("k3", f"KL(mu || pi), k3 estimate in nats a token, on tokens of {meta['sampler']}"),
-        "matrix_tv": ("tv_mean", "mean |pi - mu| of the sampled token"),
+        "matrix_tv": ("tv_mean", "Mean |pi - mu| of the sampled token"),
     }
     for figure, (metric, name) in names.items():
         drawn = everything[["mu", "pi", "tokens", metric]]
@@ -90,7 +91,7 @@ def report_text(meta: dict[str, Any], everything: pd.DataFrame, emulated: dict[s
         "",
         f"{setting_text(meta)} Commit {meta['environment']['commit']}, {meta['environment']['cpu']}.",
         "",
-        f"Each side is mu, {label(reference, emulated[reference])} is pi. Every pair by mu bucket: [pairs.csv](pairs.csv).",
+        f"Each side is mu, {label(reference, emulated[reference])} is pi; pairs by mu bucket: [pairs.csv](pairs.csv).",
         "",
         "| side (mu) | " + " | ".join(title.replace("|", "\\|") for title in columns.values()) + " |",
         "|---|" + "---|" * len(columns),
@@ -148,7 +149,7 @@ def print_summary(folder: Path, as_json: bool) -> None:
         sys.stdout.write("\n")
         return
     emulated = {side["name"]: bool(side["emulated"]) for side in meta["sides"]}
-    columns = {name: title for name, title in SHOWN.items() if name in everything}
+    columns = {name: SHOWN[name] for name in PRINTED if name in everything}
     table = Table(title=f"mu: each side, pi: {meta['reference']}")
     table.add_column("mu", no_wrap=True)
     for title in columns.values():

@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from drpo_bench.analysis.layout import drawing, first_panels, new_page
 
 COLUMNS = 4
-PANEL = (1.5, 1.25)
+PANELS = {1: (4.4, 2.2), 2: (2.6, 1.7), 3: (2.0, 1.5), 4: (1.5, 1.25)}  # inches, by columns
 COLORS = {"trainer": "#4D4D4D", "torch": "#0072B2", "vllm": "#D55E00"}  # one an engine, in every figure
 ENGINES = {"trainer": "trainer", "torch": "torch", "vllm": "vLLM"}
 BINS = 41
@@ -33,7 +33,7 @@ def matrix_figure(pairs: pd.DataFrame, metric: str, emulated: Mapping[str, bool]
     sides = list(dict.fromkeys(pairs["mu"]))
     table = pairs.pivot(index="mu", columns="pi", values=metric).loc[sides, sides].to_numpy()
     norm = matrix_norm(table)
-    width = min(0.62, max(0.48, 5.9 / len(sides)))
+    width = min(1.4, max(0.48, 5.6 / len(sides)))
     with drawing():
         fig, axes = new_page(
             (1, 1),
@@ -82,7 +82,15 @@ def panels(count: int, note: str, labels: tuple[str, str], title_lines: int = 1)
     columns = min(COLUMNS, count)
     shape = (-(-count // columns), columns)
     fig, axes = new_page(
-        shape, PANEL, [], note=note, title_lines=title_lines, labels=labels, beside=0.2, sharex=True, sharey=True
+        shape,
+        PANELS[columns],
+        [],
+        note=note,
+        title_lines=title_lines,
+        labels=labels,
+        beside=0.2,
+        sharex=True,
+        sharey=True,
     )
     return fig, first_panels(axes, count)
 
