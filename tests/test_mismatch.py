@@ -11,11 +11,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from drpo_bench.analysis.mismatch_figures import label, matrix_figure, number
+from drpo_bench.analysis.mismatch_figures import label, matrix_figure, matrix_norm, number
 from drpo_bench.cli import app
 from drpo_bench.config import ModelConfig
 from drpo_bench.errors import UserError
 from drpo_bench.mismatch import sides as sides_module
+from drpo_bench.mismatch import tables
 from drpo_bench.mismatch.pairs import ControlFailed, check_control, pair_rows, router_flips
 from drpo_bench.mismatch.scores import SideScores
 from drpo_bench.mismatch.sides import Side, parse_sampler, parse_sides
@@ -262,3 +263,19 @@ def test_a_matrix_of_equal_sides_can_be_drawn():
     )
     pairs.columns = ["mu", "pi", "k3"]
     matrix_figure(pairs, "k3", dict.fromkeys(("torch:fp32", "trainer:fp32"), False), "note").canvas.draw()
+    norm = matrix_norm(pairs[["k3"]].to_numpy())
+    assert 0 < norm.vmin < norm.vmax
+
+
+def test_tokens_are_drawn_by_the_seed_and_are_the_same_for_every_side(monkeypatch):
+    monkeypatch.setattr(tables, "TOKEN_ROWS", 20)  # two other sides: ten each
+    ids = torch.zeros(100, 1, dtype=torch.long)
+    scores = {name: SideScores(torch.rand(100).log(), ids, torch.zeros(100, 1)) for name in ("a", "b", "c")}
+    rows = tables.token_rows(scores, ["a", "b", "c"], "a", seed=0)
+    chosen = {name: [row["token"] for row in rows if row["mu_side"] == name] for name in "bc"}
+    assert len(rows) == 20 and chosen["b"] == chosen["c"] == sorted(set(chosen["b"]))
+    for row in rows:
+        assert row["mu"] == pytest.approx(float(scores[str(row["mu_side"])].logprobs[int(row["token"])].exp()))
+        assert row["pi"] == pytest.approx(float(scores["a"].logprobs[int(row["token"])].exp()))
+    assert rows == tables.token_rows(scores, ["a", "b", "c"], "a", seed=0)
+    assert rows != tables.token_rows(scores, ["a", "b", "c"], "a", seed=1)

@@ -114,7 +114,7 @@ def report_text(meta: dict[str, Any], everything: pd.DataFrame, emulated: dict[s
             f"{number(difference['mean'])} nats in the mean, {number(difference['max'])} at most."
         )
     if any(side.startswith("vllm") for side in emulated):
-        lines.append("vLLM scores in one prefill; while it decodes, its kernels are others.")
+        lines.append("vLLM scores in one prefill; while it decodes, its kernels can be others.")
     lines += ["", SHARED_KERNELS, *shared_kernels_rows(everything)]
     for figure in ("matrix_k3", "matrix_tv", "scatter_ratio", "scatter_shift", "sequences"):
         lines += [f"![{figure}](figures/{figure}.png)", ""]

@@ -107,9 +107,9 @@ class VllmEngine:
     ) -> list[list[Response]]:
         """vLLM's logprobs of given responses, from one prefill over prompt and response.
 
-        Prefill and decoding are different kernels: while it sampled the same tokens, vLLM reported slightly different
-        numbers. Cached prefixes are not read, for vLLM gives no logprobs of what it skips. Prompt logprobs are raw, so
-        the temperature must be 1.
+        These are the numbers of prefill. Where vLLM decodes with other kernels, it reported slightly different ones
+        while it sampled (on a CPU the same, bit for bit). Cached prefixes are not read, for vLLM gives no logprobs of
+        what it skips. Prompt logprobs are raw, so the temperature must be 1.
         """
         if sampling.temperature not in (0.0, 1.0):
             raise ValueError(f"temperature {sampling.temperature:g}: vLLM scores given responses at temperature 1 only")
