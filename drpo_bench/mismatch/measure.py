@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from drpo_bench.config import RunConfig
 from drpo_bench.environment import describe_environment
 from drpo_bench.errors import UserError
 from drpo_bench.evaluate import EVAL_SEED
-from drpo_bench.mismatch.pairs import check_control, pair_rows
+from drpo_bench.mismatch.pairs import Row, check_control, pair_rows
 from drpo_bench.mismatch.progress import Progress
 from drpo_bench.mismatch.scores import Sequences, SideScores, opened, score_twice
 from drpo_bench.mismatch.sides import Side, parse_sampler, parse_sides
@@ -55,13 +56,23 @@ def measure(request: Request) -> Path:
 
     Raises UserError for what the user got wrong, before anything is written, and ControlFailed.
     """
-    sides, sampler = parse_sides(request.sides, request.device), parse_sampler(request.sampler)
     config = resolve(request.model, request.architecture, request.task, request.seed, request.threads, request.device)
+    if request.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here")
+    sides, sampler = parse_sides(request.sides, request.device), parse_sampler(request.sampler)
     out = request.out or Path("results") / "mismatch" / default_name(config)
     check_out(out)
     torch.set_num_threads(request.threads)
-    device, progress = torch.device(request.device), Progress()
+    with Progress() as progress:
+        compare(request, config, sides, sampler, out, progress)
+    return out
 
+
+def compare(
+    request: Request, config: RunConfig, sides: list[Side], sampler: Side, out: Path, progress: Progress
+) -> None:
+    """Sample, score, control, compare, write."""
+    device = torch.device(request.device)
     progress.start("weights")
     model, tokenizer = load_weights(config, request.warmstarts, progress.warmstart)
     model.to(device)
@@ -71,30 +82,21 @@ def measure(request: Request) -> Path:
     sampling = Sampling(1.0, request.max_new_tokens, codec.stop_ids, min(TOPK, model.config.vocab_size))
     progress.start(f"{sampler.name} samples")
     sequences = sample_once(sampler, model, prompts, request, sampling, device)
-    count = sum(sequences.lengths)
-    progress.done(f"sampled by {sampler.name}: {len(sequences.lengths)} sequences, {count} tokens")
+    ids, lengths = sequences.token_ids, sequences.lengths
+    progress.done(f"sampled by {sampler.name}: {len(lengths)} sequences, {len(ids)} tokens")
 
     scores, seconds, controls = {}, {}, {}
     # vLLM last: it pins threads and memory of this process.
     for side in sorted(sides, key=lambda side: side.engine == "vllm"):
         progress.start(f"{side.name} scores")
-        first, again = score_side(side, model, sequences, device)
-        controls[side.name] = pair_rows((side.name, side.name), first, again, sequences.token_ids, sequences.lengths)
+        scores[side.name], again = score_side(side, model, sequences, device)
+        controls[side.name] = pair_rows((side.name, side.name), scores[side.name], again, ids, lengths)
         check_control(controls[side.name])
-        scores[side.name] = first
         seconds[side.name] = progress.done(f"[{len(scores)}/{len(sides)}] {side.name}: twice the same, bit for bit")
     progress.start("pairs")
-    names = [side.name for side in sides]
-    pairs = [
-        row
-        for mu in names
-        for pi in names
-        for row in (
-            controls[mu]
-            if mu == pi
-            else pair_rows((mu, pi), scores[mu], scores[pi], sequences.token_ids, sequences.lengths)
-        )
-    ]
+    names, pairs = [side.name for side in sides], list[Row]()
+    for mu, pi in itertools.product(names, names):
+        pairs += controls[mu] if mu == pi else pair_rows((mu, pi), scores[mu], scores[pi], ids, lengths)
     reference = REFERENCE if REFERENCE in names else names[0]
     description = describe(config, model) | {
         "sampler": sampler.name,
@@ -102,8 +104,8 @@ def measure(request: Request) -> Path:
         "problems": request.problems,
         "samples": request.samples,
         "max_new_tokens": request.max_new_tokens,
-        "sequences": len(sequences.lengths),
-        "tokens": count,
+        "sequences": len(lengths),
+        "tokens": len(ids),
         "topk": sampling.topk,
         "sides": [
             {"name": side.name, "emulated": side.is_emulated(device), "seconds": round(seconds[side.name], 2)}
@@ -112,13 +114,15 @@ def measure(request: Request) -> Path:
         "sampled_against_scored": sampled_against_scored(scores.get(sampler.name), sequences),
         "environment": describe_environment(request.threads, device),
     }
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
     write_csv(out / "pairs.csv", pairs)
     write_csv(out / "tokens.csv", token_rows(scores, names, reference, request.seed))
-    write_csv(out / "sequences.csv", sequence_rows(scores, names, reference, sequences.lengths))
+    write_csv(out / "sequences.csv", sequence_rows(scores, names, reference, lengths))
     write_json(out / OWNER, description)
     progress.done(f"{len(names) * (len(names) - 1)} pairs compared")
-    return out
 
 
 def default_name(config: RunConfig) -> str:

@@ -17,6 +17,13 @@ class Progress:
         self.status = self.console.status("") if self.console.is_terminal else None
         self.begin = self.spoke = time.perf_counter()
 
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.status:
+            self.status.stop()
+
     def start(self, what: str) -> None:
         """A part begins."""
         self.begin = self.spoke = time.perf_counter()
