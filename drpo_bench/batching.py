@@ -22,7 +22,7 @@ class PaddedBatch:
     `input_ids` [B, T] are prompt and response without the last token, which predicts nothing;
     `gather` [N] indexes the flattened [B * T] positions that predict the response tokens;
     `targets` [N] are those tokens; `rollout_index` [N] says whose they are; `flat` [N] are their
-    places among all response tokens of the rollout batch, in its order.
+    places among all response tokens of the rollout batch, in its order; `order` the rollouts of the rows.
     """
 
     input_ids: Tensor
@@ -30,6 +30,7 @@ class PaddedBatch:
     targets: Tensor
     rollout_index: Tensor
     flat: Tensor
+    order: tuple[int, ...]
 
 
 def pad_rollouts(rollouts: Sequence[Rollout], order: Sequence[int], device: torch.device) -> PaddedBatch:
@@ -52,7 +53,12 @@ def pad_rollouts(rollouts: Sequence[Rollout], order: Sequence[int], device: torc
         return torch.from_numpy(np.concatenate(parts)).to(device)
 
     return PaddedBatch(
-        torch.from_numpy(input_ids).to(device), tensor(gather), tensor(targets), tensor(owners), tensor(flat)
+        torch.from_numpy(input_ids).to(device),
+        tensor(gather),
+        tensor(targets),
+        tensor(owners),
+        tensor(flat),
+        tuple(order),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from drpo_bench.models import Policy, save_model
+from drpo_bench.models import Policy, load_weights, save_model
 from drpo_bench.optim import LossScaler, Optimizer
 from drpo_bench.records import read_json, sync_file, write_json
 from drpo_bench.rollout.batch import RolloutBatch
@@ -70,10 +70,7 @@ def load_checkpoint(
     """Restore weights and optimizer in place; return the stored state and the queued rollout batches."""
     path = directory / f"step_{step}"
     state = read_json(path / STATE_FILE)
-    weights = load_file(path / "model.safetensors")
-    policy.master.load_state_dict(weights, strict=False)  # a tied head is stored once
-    missing = {name for name, _ in policy.master.named_parameters()} - weights.keys()
-    assert not missing, f"{path}: weights without {sorted(missing)}"
+    policy.master.load_state_dict(load_weights(path).state_dict())
     policy.publish()
     _restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
     if optimizer.scaler:
@@ -109,6 +106,9 @@ def _pack_queue(queue: Sequence[RolloutBatch]) -> tuple[dict[str, Tensor], list[
             parts = [value for rollout in batch.rollouts if (value := getattr(rollout, name)) is not None]
             if parts:
                 tensors[f"{number}.{name}"] = torch.cat(parts)
+        for name, routes in (("routes", [r.routes for r in batch.rollouts]), ("old_routes", batch.old_routes or [])):
+            if parts := [part for part in routes if part is not None]:
+                tensors[f"{number}.{name}"] = torch.cat(parts)
         rows = [
             [r.group, list(r.prompt_ids), list(r.response_ids), r.truncated, r.policy_version] for r in batch.rollouts
         ]
@@ -123,12 +123,20 @@ def _unpack_queue(tensors: dict[str, Tensor], states: list[dict[str, Any]]) -> l
         logprobs = tensors[f"{number}.mu_logprobs"].split(lengths)
         stored = [tensors[key].split(lengths) for name in TOPK_FIELDS if (key := f"{number}.{name}") in tensors]
         topk = list(zip(*stored, strict=True)) or [()] * len(lengths)
+        positions = [len(row[1]) + len(row[2]) - 1 for row in state["rollouts"]]
+        routes, old_routes = (
+            [part.clone() for part in tensors[key].split(positions)] if (key := f"{number}.{name}") in tensors else None
+            for name in ("routes", "old_routes")
+        )
         rollouts = [
             Rollout(group, tuple(prompt), tuple(response), mu.clone(), truncated, version, *map(torch.clone, likeliest))
             for (group, prompt, response, truncated, version), mu, likeliest in zip(
                 state["rollouts"], logprobs, topk, strict=True
             )
         ]
+        if routes:
+            rollouts = [replace(rollout, routes=route) for rollout, route in zip(rollouts, routes, strict=True)]
         old = tensors.get(f"{number}.old_logprobs")
-        queue.append(RolloutBatch(state["step"], rollouts, tensors[f"{number}.rewards"], state["metrics"], old))
+        rewards = tensors[f"{number}.rewards"]
+        queue.append(RolloutBatch(state["step"], rollouts, rewards, state["metrics"], old, old_routes))
     return queue

@@ -24,6 +24,8 @@ NUMERICS_VERSION = 3  # of the numbers: raised when the same config gives other 
 SIZES = ("nano", "micro", "mini", "small")
 Architecture = Literal["qwen3", "llama", "qwen3_moe", "qwen3_next", "gemma3", "gpt_oss"]
 
+MIXTURES = ("qwen3_moe", "qwen3_next", "gpt_oss")
+
 
 class ModelConfig(Frozen):
     """The policy: a size trained from scratch, or a Hugging Face checkpoint."""
@@ -74,6 +76,11 @@ class TrainConfig(Frozen):
         default=None, ge=1, description="Norm of seq_mean_token_sum_norm; rollout.max_new_tokens by default."
     )
     max_grad_norm: Number = Field(default=1.0, gt=0, description="Gradient-norm clip; inf turns it off.")
+    routing_replay: Literal["off", "R2", "R3"] = Field(
+        default="off",
+        description="Experts that a mixture's updates take: its own choice, the trainer's at the sampling weights "
+        "(R2), or the rollout engine's (R3).",
+    )
     microbatch_tokens: int = Field(
         default=16384,
         ge=1,
@@ -161,6 +168,15 @@ class RunConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _replay_has_experts(self) -> RunConfig:
+        architecture, replay = self.model.architecture, self.train.routing_replay
+        if replay != "off" and self.model.from_scratch and architecture not in MIXTURES:
+            raise ValueError(
+                f"train.routing_replay is {replay!r}, but model.architecture {architecture!r} has no experts"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _groups_fill_minibatches(self) -> RunConfig:
         groups, updates = self.rollout.problems_per_batch, self.train.updates_per_batch
         if groups % updates:
@@ -189,7 +205,8 @@ class RunConfig(Frozen):
     def needs(self) -> frozenset[str]:
         """Which sets of logprobs the updates read beyond mu's: old, prox, ref, topk."""
         reference = {"ref"} if self.train.kl_coef else set()
-        return self.loss.needs_with(self.train.anchor) | reference
+        routes = {"old"} if self.train.routing_replay == "R2" else set()  # recorded when old is computed
+        return self.loss.needs_with(self.train.anchor) | reference | routes
 
     def warnings(self) -> list[str]:
         """What a user should know about this run before it starts, one line each."""
@@ -228,6 +245,7 @@ def acting(data: dict[str, Any]) -> dict[str, Any]:
         ("rollout", "vllm"): rollout.get("engine") != "vllm",
         ("task", "overlong_buffer"): not data.get("task", {}).get("overlong_penalty"),
         ("runtime", "allow_emulation"): True,
+        ("train", "routing_replay"): data.get("train", {}).get("routing_replay") == "off",
     }
     tables = {table: dict(data[table]) for table, _ in unused if table in data}
     for (table, field), is_unused in unused.items():

@@ -35,6 +35,7 @@ class TokenScores:
     logprobs: Tensor
     entropy: Tensor | None = None
     topk_logprobs: Tensor | None = None
+    routes: list[Tensor] | None = None  # of each rollout [positions, layers, experts], where a mixture was scored
 
 
 def score_tokens(

@@ -83,6 +83,18 @@ def topk_metrics(group: str, pi: Tensor | None, topk: tuple[Tensor, Tensor] | No
     return {f"{group}/topk_tv": float(topk_tv(pi, topk[1]).mean())}
 
 
+def routing_metrics(trainer: Sequence[Tensor] | None, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Share of (position, layer) pairs at which trainer and engine choose other experts; nothing without experts.
+
+    `trainer`: routes [positions, layers, experts] of each rollout, as the trainer would choose them by itself.
+    """
+    engine = [rollout.routes for rollout in rollouts if rollout.routes is not None]
+    if trainer is None or len(engine) != len(trainer):
+        return {}
+    ours, theirs = (torch.cat(list(routes)).long().sort(-1).values for routes in (trainer, engine))
+    return {"mismatch/router_flip_frac": float((ours != theirs).any(-1).double().mean())}
+
+
 def effective_sample_share(log_weights: Tensor) -> Tensor:
     """(sum w)^2 / (n sum w^2) of weights exp(log_weights), in (0, 1]."""
     weights = (log_weights - log_weights.max()).exp()

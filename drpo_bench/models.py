@@ -41,10 +41,21 @@ def build_model(config: ModelConfig, vocab_size: int, seed: int) -> PreTrainedMo
 
 def load_checkpoint(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A checkpoint directory or hub id, in fp32 with its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(name)
+    return load_weights(name), AutoTokenizer.from_pretrained(name)
+
+
+def load_weights(name: str | Path) -> PreTrainedModel:
+    """The model of a checkpoint in fp32. Raises ValueError where weights are missing: they would be random."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    missing = sorted(set(info["missing_keys"]) | {str(key) for key in info["mismatched_keys"]})
+    if missing:
+        raise ValueError(f"{name}: weights are missing or of another shape: {', '.join(missing)}")
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:

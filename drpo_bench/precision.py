@@ -115,6 +115,11 @@ def decoder_linears(model: nn.Module) -> list[nn.Linear]:
     return [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
 
 
+def is_layer(module: nn.Module) -> bool:
+    """A module that computes something by itself: it holds no others, or weights besides them, as experts do."""
+    return not list(module.children()) or bool(list(module.parameters(recurse=False)))
+
+
 def emulate_compute(model: nn.Module, dtype: str) -> None:
     """Make a fp32 model round its activations (and, in backward, their gradients) onto the grid of `dtype`."""
     if dtype == "fp32":
@@ -139,7 +144,7 @@ def emulate_compute(model: nn.Module, dtype: str) -> None:
 
     head = model.get_output_embeddings()  # type: ignore[operator]
     blocks = [child for module in model.modules() if isinstance(module, nn.ModuleList) for child in module]
-    leaves = [module for module in model.modules() if not list(module.children()) and module is not head]
+    leaves = [module for module in model.modules() if is_layer(module) and module is not head]
     for module in leaves:
         module.register_forward_pre_hook(round_input)
     for module in [*leaves, *blocks]:
@@ -166,6 +171,13 @@ def cast_parameters(model: nn.Module, dtype: str) -> None:
         parameter.data = parameter.data.to(DTYPES[dtype])
 
 
-def cast_weights(source: Tensor, dtype: str, fp8: bool) -> Tensor:
-    """fp32 weights as the engine sees them: on the grid of `dtype`, or e4m3 with a scale an output channel."""
-    return quantise_e4m3(source) if fp8 else round_to(source, dtype)
+def cast_weights(source: Tensor, dtype: str, fp8_dim: int | None) -> Tensor:
+    """fp32 weights as the engine sees them: on the grid of `dtype`, and from there e4m3 with a scale an output channel.
+
+    Engines get the weights in `dtype` before they quantise: e4m3 of the masters would be other weights.
+    `fp8_dim`: the dimension that the product sums over, the last or the one before; None where fp8 does not apply.
+    """
+    rounded = round_to(source, dtype)
+    if fp8_dim is None:
+        return rounded
+    return quantise_e4m3(rounded) if fp8_dim == -1 else quantise_e4m3(rounded.mT.contiguous()).mT

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drpo_bench.precision import E4M3_MAX, decoder_linears, is_native, round_e4m3
+from drpo_bench.precision_experts import compute_experts_with, expert_modules
 
 WIDTHS = 16  # a GPU's fp8 product takes layers whose widths are multiples of this
 
@@ -69,11 +70,14 @@ def train_in_fp8(model: nn.Module, device: torch.device) -> None:
         return
     for linear in linears:
         linear.__class__ = Fp8Linear  # the same layer, with its parameters, hooks and name
+    compute_experts_with(model, Fp8Product.apply)
 
 
 def use_torchao(model: nn.Module, linears: list[nn.Linear]) -> None:
     """Swap these layers for torchao's, which multiply in fp8."""
     require_torchao()
+    if expert_modules(model):
+        raise ValueError("precision.trainer: fp8 on this GPU does not cover the experts of a mixture; use bf16")
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     widths = {width for linear in linears for width in (linear.in_features, linear.out_features)}

@@ -10,6 +10,7 @@ from torch import Tensor
 from drpo_bench.batching import micro_batches
 from drpo_bench.head import TokenScores, score_tokens
 from drpo_bench.models import Policy, response_hidden
+from drpo_bench.routing import padded_routes, routers, routing, unpadded_routes
 from drpo_bench.types import Rollout
 
 
@@ -20,16 +21,23 @@ def score(
     temperature: float,
     max_tokens: int,
     topk_ids: Tensor | None = None,
+    replay: Sequence[Tensor] | None = None,
 ) -> TokenScores:
     """Logprobs and entropy [N], and logprobs of `topk_ids` [N, K], of all response tokens in the order of the rollouts.
 
-    float32, on the CPU.
+    float32, on the CPU. `replay` are routes of each rollout that a mixture takes; `routes` of the result are those
+    that it would choose by itself.
     """
     total = sum(len(rollout.response_ids) for rollout in rollouts)
     logprobs, entropy = torch.empty(total), torch.empty(total)
     topk_logprobs = None if topk_ids is None else torch.empty(topk_ids.shape)
+    routes: dict[int, Tensor] = {}
     for batch in micro_batches(rollouts, range(len(rollouts)), max_tokens, policy.device):
-        hidden = response_hidden(policy.model, batch.input_ids, batch.gather)
+        with routing(routers(policy.model), padded_routes(replay, batch)) as recorder:
+            hidden = response_hidden(policy.model, batch.input_ids, batch.gather)
+        if (chosen := recorder.take()) is not None:
+            lengths = [len(rollouts[i].prompt_ids) + len(rollouts[i].response_ids) - 1 for i in batch.order]
+            routes |= zip(batch.order, unpadded_routes(chosen, batch, lengths), strict=True)
         where = batch.flat.cpu()
         ids = None if topk_ids is None else topk_ids[where].to(policy.device)
         scores = score_tokens(policy.model, hidden, batch.targets, temperature, ids, entropy=True)
@@ -38,4 +46,5 @@ def score(
         entropy[where] = scores.entropy.cpu()
         if topk_logprobs is not None and scores.topk_logprobs is not None:
             topk_logprobs[where] = scores.topk_logprobs.cpu()
-    return TokenScores(logprobs, entropy, topk_logprobs)
+    ordered = [routes[index] for index in sorted(routes)] or None
+    return TokenScores(logprobs, entropy, topk_logprobs, ordered)

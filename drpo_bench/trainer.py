@@ -16,7 +16,8 @@ from drpo_bench.environment import describe_environment
 from drpo_bench.evaluate import Evaluator
 from drpo_bench.head import TokenScores
 from drpo_bench.losses import make_loss
-from drpo_bench.metrics import divergence_metrics, offpolicy_metrics, topk_metrics
+from drpo_bench.metrics import divergence_metrics, offpolicy_metrics, routing_metrics, topk_metrics
+from drpo_bench.model_check import check_model
 from drpo_bench.models import Policy
 from drpo_bench.models import load_checkpoint as load_pretrained
 from drpo_bench.ops import kl_k3
@@ -52,6 +53,8 @@ class Trainer:
             warmstart = ensure_warmstart(config, cache, self.recorder.report_warmstart)
             self.source, sha256 = str(warmstart.directory), warmstart.sha256
         model, tokenizer = load_pretrained(self.source)
+        if not config.model.from_scratch:
+            check_model(model, config.model.name)
         self.task, self.codec = make_task(config.task), TextCodec(tokenizer)
         self.engine = make_engine(model, config.rollout, config.precision.rollout, self.device)
         self.reference: Policy | None = None  # the initial policy, where the loss is penalised for leaving it
@@ -107,16 +110,18 @@ class Trainer:
 
     def generate(self, number: int) -> RolloutBatch:
         """Sample and grade rollout batch `number` with the current weights; measure the mismatch."""
-        config = self.config
+        config, replay = self.config, self.config.train.routing_replay
         batch = self.collector.collect(number, self.policy, version=self.step)
         if broken := int((~torch.isfinite(batch.mu_logprobs)).sum()):
             self.explain(f"{broken} of {len(batch.mu_logprobs)} mu_logprobs are not finite", batch)
         if self.is_measured(number) or "old" in config.needs:
             with self.timed("mismatch"):
-                old = self.score(batch)
-            batch.old_logprobs = old.logprobs
+                old = self.score(batch, replay="R3" if replay == "R3" else "off")
+            batch.old_logprobs, batch.old_routes = old.logprobs, old.routes
             mismatch = divergence_metrics("mismatch", old.logprobs, batch.mu_logprobs, batch.lengths)
-            mismatch |= topk_metrics("mismatch", old.topk_logprobs, batch.topk)
+            mismatch |= topk_metrics("mismatch", old.topk_logprobs, batch.topk) | routing_metrics(
+                old.routes, batch.rollouts
+            )
             batch.metrics |= mismatch
             if problem := find_mismatch(old.logprobs, batch.mu_logprobs, config.precision):
                 self.explain(problem, batch)
@@ -158,11 +163,16 @@ class Trainer:
             record |= topk_metrics("offpolicy", scores.topk_logprobs, batch.topk)
         return record
 
-    def score(self, batch: RolloutBatch, policy: Policy | None = None) -> TokenScores:
-        """What the current policy, or another, says of the batch's response tokens and of mu's top-k at each."""
+    def score(self, batch: RolloutBatch, policy: Policy | None = None, replay: str | None = None) -> TokenScores:
+        """What the current policy, or another, says of the batch's response tokens and of mu's top-k at each.
+
+        The current policy takes the routes that its updates take, unless `replay` says otherwise; another its own.
+        """
         temperature, budget = self.config.rollout.temperature, self.config.train.microbatch_tokens
         topk_ids = None if batch.topk is None else batch.topk[0]
-        return score(policy or self.policy, batch.rollouts, temperature, budget, topk_ids)
+        mode = "off" if policy else self.config.train.routing_replay
+        routes = batch.replayed(replay or mode)
+        return score(policy or self.policy, batch.rollouts, temperature, budget, topk_ids, routes)
 
     def is_measured(self, number: int) -> bool:
         """Whether mismatch, staleness and drift of batch `number` are measured; the first always is."""

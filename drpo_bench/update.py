@@ -20,6 +20,7 @@ from drpo_bench.models import Policy, response_hidden
 from drpo_bench.ops import kl_k3
 from drpo_bench.optim import NonFinite, Optimizer, StepResult
 from drpo_bench.rollout.batch import RolloutBatch
+from drpo_bench.routing import padded_routes, routers, routing
 from drpo_bench.types import Tokens
 
 
@@ -79,6 +80,7 @@ class Updater:
         self.gradients = torch.zeros_like(flat.mu_logprobs)  # d(-L)/dx of every token, before its weight
         self.logprobs = flat.mu_logprobs.clone()  # pi at the moment of each token's update
         self.advantages = group_advantages(batch.rewards, self.train.advantage).flatten()  # of each rollout
+        self.routes = batch.replayed(config.train.routing_replay)
         self.multipliers: list[Tensor] = []  # the rollout correction's, of the tokens that were trained on
 
     def run(self) -> dict[str, float]:
@@ -154,7 +156,8 @@ class Updater:
     def forward(self, padded: PaddedBatch, weights: Tensor) -> tuple[Tokens, Tensor | None]:
         """The tokens of a micro-batch under the current policy and, where it is trained on, their entropy."""
         flat = self.flat.at(padded.flat)
-        hidden = response_hidden(self.policy.model, padded.input_ids, padded.gather)
+        with routing(routers(self.policy.model), padded_routes(self.routes, padded)):
+            hidden = response_hidden(self.policy.model, padded.input_ids, padded.gather)
         temperature, entropy = self.config.rollout.temperature, self.train.entropy_coef > 0
         scores = score_tokens(self.policy.model, hidden, padded.targets, temperature, flat.topk_ids, entropy)
         tokens = Tokens(

@@ -18,9 +18,10 @@ from drpo_bench.errors import UserError
 from drpo_bench.mismatch import sides as sides_module
 from drpo_bench.mismatch import tables
 from drpo_bench.mismatch.pairs import ControlFailed, check_control, pair_rows, router_flips
-from drpo_bench.mismatch.scores import SideScores
+from drpo_bench.mismatch.scores import Sequences, SideScores, score_twice
 from drpo_bench.mismatch.sides import Side, parse_sampler, parse_sides
 from drpo_bench.models import build_model, save_model, wrap_tokenizer
+from drpo_bench.rollout.engine import Sampling, sample_seeds
 from drpo_bench.rollout.torch_engine import TorchEngine
 from drpo_bench.task_configs import ArithmeticConfig
 from drpo_bench.tasks import make_task
@@ -88,8 +89,8 @@ def test_router_flips_are_layers_whose_set_of_experts_differs():
     assert router_flips(ours, None) is None and router_flips(None, theirs) is None
     distributions = [[0.5, 0.3, 0.2], [0.05, 0.05, 0.9]]
     pair = side_of(distributions, routes=ours), side_of(distributions, routes=theirs)
-    assert pair_rows(("a", "b"), *pair, TOKENS, [2])[0]["router_flip_frac"] == 0.75
-    assert "router_flip_frac" not in pair_rows(("a", "b"), pair[0], PLAIN, TOKENS, [2])[0]
+    assert pair_rows(("a", "b"), *pair, TOKENS, [2])[0]["response_router_flip_frac"] == 0.75
+    assert "response_router_flip_frac" not in pair_rows(("a", "b"), pair[0], PLAIN, TOKENS, [2])[0]
 
 
 def test_the_control_is_exact_and_hears_one_bit():
@@ -102,7 +103,7 @@ def test_the_control_is_exact_and_hears_one_bit():
     changed = {
         "k1": (RAISED, SideScores(nudged, RAISED.topk_ids, RAISED.topk_logprobs)),
         "topk_tv": (RAISED, SideScores(RAISED.logprobs, RAISED.topk_ids, listed)),
-        "router_flip_frac": tuple(
+        "response_router_flip_frac": tuple(
             SideScores(RAISED.logprobs, RAISED.topk_ids, RAISED.topk_logprobs, r) for r in (routes, routes + 1)
         ),
     }
@@ -146,6 +147,24 @@ def test_sides_know_what_is_emulated():
     emulated = {name: Side(*name.split(":")).is_emulated(CPU) for name in ("trainer:fp32", "torch:fp8", "vllm:bf16")}
     assert emulated == {"trainer:fp32": False, "torch:fp8": True, "vllm:bf16": False}
     assert Side("trainer", "fp16").is_emulated(CPU) and Side("torch", "fp8_kv").is_emulated(CPU)
+
+
+def test_scored_routes_are_those_of_sampling_and_of_the_trainer_in_fp32():
+    model = build_model(ModelConfig(architecture="qwen3_moe"), vocab_size=60, seed=0)
+    prompts, sampling = [(10, 11, 12), (20, 21, 22, 23)], Sampling(1.0, 12, (2, 3, 4, 5), topk=4)
+    engine = TorchEngine(model, Side("torch", "fp32").precision, CPU)
+    groups = engine.generate(prompts, 3, sample_seeds(0, "test", 0, 2, 3), sampling)
+    sequences = Sequences(prompts, groups, sampling)
+    reported = [r.routes for r in sequences.responses]
+    scored = engine.score_responses(prompts, groups, sampling)
+    for before, after in zip(reported, [r.routes for group in scored for r in group], strict=True):
+        assert before is not None and torch.equal(before, after)
+    ours, again = score_twice(Side("torch", "fp32"), model, sequences, CPU)
+    trainers, _ = score_twice(Side("trainer", "fp32"), model, sequences, CPU)
+    assert len(ours.routes) == sum(sequences.lengths)
+    assert torch.equal(ours.routes, again.routes) and router_flips(ours.routes, trainers.routes).max() == 0
+    first = len(prompts[0]) - 1  # the last position of the prompt predicts the first token
+    assert torch.equal(ours.routes[0], reported[0][first].long())
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from drpo_bench.config import SIZES, ModelConfig
-from drpo_bench.models import build_model, response_logits
+from drpo_bench.models import build_model, load_weights, response_logits
 from drpo_bench.sweep.cost import PARAMETERS
 
 
@@ -35,3 +36,20 @@ def test_gathered_logits_are_those_of_the_whole_model_and_padding_changes_nothin
     whole = model(input_ids=ids).logits[0]
     padded = torch.cat([ids, torch.zeros(1, 5, dtype=torch.long)], dim=1)
     torch.testing.assert_close(response_logits(model, padded, torch.tensor([3, 9])), whole[[3, 9]])
+
+
+def test_a_checkpoint_without_a_weight_is_an_error_and_never_random(tmp_path):
+    build_model(ModelConfig(), vocab_size=50, seed=0).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"weights are missing .*: model\.layers\.1\.mlp\.up_proj\.weight$"):
+        load_weights(tmp_path)
+
+
+def test_a_checkpoint_gives_the_same_weights_back_bit_for_bit(tmp_path):
+    """Experts too, which are stored one by one and held together."""
+    model = build_model(ModelConfig(architecture="qwen3_moe"), vocab_size=50, seed=0)
+    model.save_pretrained(tmp_path)
+    loaded = load_weights(tmp_path).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())

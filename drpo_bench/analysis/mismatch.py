@@ -26,9 +26,9 @@ SHOWN = {
     "ppl_ratio": "ppl ratio",
     "seq_logratio_p1": "seq p1",
     "seq_logratio_p99": "seq p99",
-    "router_flip_frac": "router flips",
+    "response_router_flip_frac": "router flips",
 }
-PRINTED = ("k3", "tv_mean", "tv_max", "topk_tv", "ratio_p99", "seq_logratio_p99", "router_flip_frac")
+PRINTED = ("k3", "tv_mean", "tv_max", "topk_tv", "ratio_p99", "seq_logratio_p99", "response_router_flip_frac")
 SHARED_KERNELS = """\
 The torch engine runs the trainer's own kernels. Where a format is emulated, almost nothing is left between the two:
 both round the same numbers, and a study of mismatch on it understates what another engine would show. Where the

@@ -27,7 +27,7 @@ def pair_rows(
     names: tuple[str, str], mu: SideScores, pi: SideScores, token_ids: Tensor, lengths: Sequence[int]
 ) -> list[Row]:
     """A row for all N tokens and one for each bucket of mu's probability that has any: `divergence_metrics` of pi
-    against mu, `topk_tv`, `router_flip_frac`. Metrics of whole sequences stand in the first row only.
+    against mu, `topk_tv`, `response_router_flip_frac`. Metrics of whole sequences stand in the first row only.
 
     KLs are in the direction KL(mu || pi): k1 and k3 estimate it where the tokens were sampled from mu. Here they are
     means over the sampler's tokens, so for other rows than the sampler's they only come close, as far as mu does.
@@ -44,7 +44,7 @@ def pair_rows(
         values = divergence_metrics("", pi.logprobs[chosen], mu.logprobs[chosen], lengths if whole else [count])
         values |= topk_metrics("", listed[0][chosen], (token_ids[chosen], listed[1][chosen]))
         if flips is not None:
-            values["/router_flip_frac"] = float(flips[chosen].mean())
+            values["/response_router_flip_frac"] = float(flips[chosen].mean())
         metrics = {name.removeprefix("/"): value for name, value in values.items()}
         kept = {name: value for name, value in metrics.items() if whole or name not in OF_SEQUENCES}
         rows.append({"mu": names[0], "pi": names[1], "bucket": bucket, "tokens": count, **kept})

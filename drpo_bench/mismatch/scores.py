@@ -61,7 +61,7 @@ class SideScores:
     """A side's numbers for the N response tokens, float32 on the CPU.
 
     `topk_ids` and `topk_logprobs` [N, K]: an engine's likeliest tokens at each position; of the trainer, its logprobs
-    of the sampler's likeliest. `routes` [N, layers, experts], where the engine tells which experts it chose.
+    of the sampler's likeliest. `routes` [N, layers, experts], where experts are chosen and the side tells which.
     """
 
     logprobs: Tensor
@@ -110,22 +110,29 @@ def trainer_scores(policy: Policy, rollouts: Sequence[Rollout], topk_ids: Tensor
     """Teacher forcing, as the trainer computes `old_logprobs`."""
     scores = score(policy, rollouts, 1.0, MICROBATCH_TOKENS, topk_ids)
     assert scores.topk_logprobs is not None
-    return SideScores(scores.logprobs, topk_ids, scores.topk_logprobs)
+    lengths = [len(rollout.response_ids) for rollout in rollouts]
+    return SideScores(scores.logprobs, topk_ids, scores.topk_logprobs, response_routes(scores.routes, lengths))
 
 
 def engine_scores(engine: RolloutEngine, sequences: Sequences) -> SideScores:
     """The engine's own arithmetic."""
     groups = engine.score_responses(sequences.prompts, sequences.groups, sequences.sampling)
     responses = [response for group in groups for response in group]
-    routes = None
-    if all(response.routes is not None for response in responses):
-        routes = gathered([r.routes[-len(r.token_ids) :] for r in responses if r.routes is not None])
+    routes = [response.routes for response in responses if response.routes is not None]
     return SideScores(
         torch.cat([response.logprobs for response in responses]),
         gathered([response.topk_ids for response in responses]),
         gathered([response.topk_logprobs for response in responses]),
-        routes,
+        response_routes(routes, [len(response.token_ids) for response in responses]),
     )
+
+
+def response_routes(routes: Sequence[Tensor] | None, lengths: Sequence[int]) -> Tensor | None:
+    """Routes [N, layers, experts] at the positions that predict the response tokens, which are the last of each
+    sequence; None in a dense model, or where the engine does not tell them."""
+    if not routes:
+        return None
+    return torch.cat([part[-length:].long() for part, length in zip(routes, lengths, strict=True)])
 
 
 def gathered(parts: Sequence[Tensor | None]) -> Tensor:

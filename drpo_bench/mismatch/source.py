@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from drpo_bench.config import SIZES, RunConfig, canonical
 from drpo_bench.errors import UserError, did_you_mean, explain
+from drpo_bench.model_check import check_model
 from drpo_bench.models import load_checkpoint
 from drpo_bench.records import read_json
 from drpo_bench.warmstart import TargetMissed, ensure_warmstart
@@ -64,8 +65,12 @@ def load_weights(
         if config.model.from_scratch:
             name = str(ensure_warmstart(config, warmstarts, report).directory)
         model, tokenizer = load_checkpoint(name)
+        if not config.model.from_scratch:
+            check_model(model, name)
     except TargetMissed as error:
         raise UserError(f"{config.model.name}: {error}; name a checkpoint instead") from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
     except OSError as error:
         raise UserError(f"{name}: no checkpoint that can be loaded: {str(error).splitlines()[0]}") from None
     return model.eval(), tokenizer

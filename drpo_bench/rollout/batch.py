@@ -25,6 +25,18 @@ class RolloutBatch:
     rewards: Tensor
     metrics: dict[str, float] = field(default_factory=dict)
     old_logprobs: Tensor | None = None
+    old_routes: list[Tensor] | None = None  # the trainer's, when old_logprobs were computed
+
+    def replayed(self, mode: str) -> list[Tensor] | None:
+        """Routes of each rollout that `train.routing_replay` asks for. Raises ValueError where there are none."""
+        if mode == "off":
+            return None
+        engine = [rollout.routes for rollout in self.rollouts if rollout.routes is not None]
+        routes = self.old_routes if mode == "R2" else engine
+        if routes is None or len(routes) != len(self.rollouts):
+            side = "trainer's model" if mode == "R2" else "rollout engine"
+            raise ValueError(f"train.routing_replay is {mode!r}, but the {side} tells no routes of experts")
+        return routes
 
     @property
     def mu_logprobs(self) -> Tensor:

@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from drpo_bench.routing import routers, routing
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 class Decoder(Protocol):
-    """The state of one `generate` call. Hidden states are those the head reads, after the final norm."""
+    """The state of one `generate` call. Hidden states are those the head reads, after the final norm.
+
+    `routes` are the experts of the last forward pass, as `prefill` and `step` order its positions: [P, T, layers,
+    experts] or [rows, layers, experts]; None in a dense model.
+    """
+
+    routes: Tensor | None
 
     def prefill(self, ids: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
         """Left-padded prompts `ids` [P, T], 1 in `mask` where they are: last hidden state [P, H]."""
@@ -31,8 +39,10 @@ class Decoder(Protocol):
 class CacheDecoder:
     """The module's own forward with a transformers cache: any architecture, whatever hooks it carries."""
 
+    routes: Tensor | None = None
+
     def __init__(self, model: PreTrainedModel, fp8_kv: bool = False) -> None:
-        self.model = model
+        self.model, self.routers = model, routers(model)
         self.cache: Any = None  # the module makes its own
         if fp8_kv:
             from drpo_bench.rollout.fp8_cache import Fp8Cache
@@ -42,13 +52,16 @@ class CacheDecoder:
     def prefill(self, ids: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
         self.mask, self.length = mask.new_ones(len(ids), ids.shape[1] + max_new_tokens), ids.shape[1]
         self.mask[:, : self.length] = mask
-        return self._forward(ids, prompt_positions(mask))
+        hidden = self._forward(ids, prompt_positions(mask))
+        if self.routes is not None:
+            self.routes = self.routes.unflatten(0, ids.shape)
+        return hidden
 
     def expand(self, repeat: Tensor) -> None:
         self.select(repeat)
 
     def select(self, rows: Tensor) -> None:
-        self.cache.batch_select_indices(rows)
+        self.cache.reorder_cache(rows)  # recurrent states too, which `batch_select_indices` does not know
         self.mask = self.mask[rows]
 
     def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -56,13 +69,15 @@ class CacheDecoder:
         return self._forward(tokens[:, None], positions[:, None])
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        output = self.model.base_model(
-            input_ids=ids,
-            attention_mask=self.mask[:, : self.length],
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        with routing(self.routers) as recorder:
+            output = self.model.base_model(
+                input_ids=ids,
+                attention_mask=self.mask[:, : self.length],
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        self.routes = recorder.take()
         self.cache = output.past_key_values
         return output.last_hidden_state[:, -1]  # type: ignore[no-any-return]
 

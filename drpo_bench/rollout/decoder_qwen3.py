@@ -98,6 +98,8 @@ def read_layer(block: Any, heads: int, kv_heads: int, rounding: Rounding) -> Lay
 class Qwen3Decoder:
     """Reads the weights when it is made, so a decoder serves one `generate` call: weights change in between."""
 
+    routes: Tensor | None = None
+
     def __init__(self, model: PreTrainedModel, rounding: Rounding) -> None:
         config, base = model.config, model.base_model
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads

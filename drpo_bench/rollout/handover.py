@@ -42,7 +42,10 @@ def check_handover(engine: RolloutEngine, model: PreTrainedModel) -> dict[str, t
     of each kind in nats. The model's weights are the same afterwards, bit for bit, and the engine has them.
     """
     stale, measured = [], {}
-    for number, (name, parameters) in enumerate(weight_groups(model).items()):
+    groups = weight_groups(model)
+    if getattr(engine, "rebuild", False):  # started anew for each hand-over: all kinds arrive, or none
+        groups = {"all weights": [parameter for group in groups.values() for parameter in group]}
+    for number, (name, parameters) in enumerate(groups.items()):
         saved = [parameter.clone() for parameter in parameters]
         try:
             for index, parameter in enumerate(parameters):

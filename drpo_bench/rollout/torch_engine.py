@@ -15,9 +15,11 @@ from drpo_bench import precision
 from drpo_bench.models import head_logits
 from drpo_bench.ops import scale_logits
 from drpo_bench.precision_configs import RolloutPrecision
+from drpo_bench.precision_experts import compute_experts_with, expert_weights, quantised_input_product
 from drpo_bench.rollout.decoder import CacheDecoder, Decoder, left_padded
 from drpo_bench.rollout.decoder_qwen3 import Qwen3Decoder, Rounding, supports
 from drpo_bench.rollout.engine import Response, Sampling, uniforms
+from drpo_bench.rollout.route_log import RouteLog
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,8 +47,10 @@ class TorchEngine:
         linears = precision.decoder_linears(self.model)
         if config.fp8_activations:
             precision.quantise_inputs(linears)
-        fp8_names = {id(linear.weight) for linear in linears} if config.fp8_weights else set()
-        self._fp8 = [id(parameter) in fp8_names for parameter in self.model.parameters()]
+            compute_experts_with(self.model, quantised_input_product)
+        summed = {id(linear.weight): -1 for linear in linears} | expert_weights(self.model)
+        fp8_dims = summed if config.fp8_weights else {}
+        self._fp8_dims = [fp8_dims.get(id(parameter)) for parameter in self.model.parameters()]
         self.rounding = Rounding("fp32" if native else config.dtype, config.fp8_activations, config.fp8_kv)
         self.load_weights(model)
 
@@ -68,8 +72,8 @@ class TorchEngine:
     def load_weights(self, model: PreTrainedModel, version: int = 0) -> None:
         """Take over the weights of an fp32 model, cast to this engine's formats."""
         self.version = version
-        for target, source, fp8 in zip(self.model.parameters(), model.parameters(), self._fp8, strict=True):
-            target.copy_(precision.cast_weights(source, self.config.dtype, fp8))
+        for target, source, dim in zip(self.model.parameters(), model.parameters(), self._fp8_dims, strict=True):
+            target.copy_(precision.cast_weights(source, self.config.dtype, dim))
 
     @torch.no_grad()
     def generate(
@@ -84,7 +88,7 @@ class TorchEngine:
             chosen, log_probs = sample(logits, random[rows, position], sampling.temperature)
             return chosen, log_probs, torch.isin(chosen, stop_ids)
 
-        tokens, logprobs, likeliest = self._decode(prompts, group_size, sampling, choose)
+        tokens, logprobs, likeliest, routes = self._decode(prompts, group_size, sampling, choose)
         is_stop = torch.isin(tokens, stop_ids)
         stopped = is_stop.any(1)
         lengths = torch.where(stopped, is_stop.int().argmax(1) + 1, sampling.max_new_tokens)  # to the first stop token
@@ -92,8 +96,8 @@ class TorchEngine:
             tokens.tolist(), logprobs.cpu(), likeliest.rows(), lengths.tolist(), stopped.tolist(), strict=True
         )
         responses = [
-            Response(tuple(ids[:length]), values[:length].clone(), not stop, *topk.cut(length))
-            for ids, values, topk, length, stop in finished
+            Response(tuple(ids[:length]), values[:length].clone(), not stop, *topk.cut(length), routes.of(row, length))
+            for row, (ids, values, topk, length, stop) in enumerate(finished)
         ]
         return [responses[start : start + group_size] for start in range(0, len(responses), group_size)]
 
@@ -115,17 +119,18 @@ class TorchEngine:
             log_probs = scale_logits(logits, sampling.temperature or 1.0).log_softmax(-1)
             return forced[rows, position], log_probs, position + 1 >= lengths[rows]
 
-        _, logprobs, likeliest = self._decode(prompts, len(groups[0]), sampling, choose)
+        _, logprobs, likeliest, routes = self._decode(prompts, len(groups[0]), sampling, choose)
         scored = []
-        for response, values, topk in zip(given, logprobs.cpu(), likeliest.rows(), strict=True):
+        for row, (response, values, topk) in enumerate(zip(given, logprobs.cpu(), likeliest.rows(), strict=True)):
             length = len(response.token_ids)
-            scored.append(Response(response.token_ids, values[:length].clone(), response.truncated, *topk.cut(length)))
+            parts = *topk.cut(length), routes.of(row, length)
+            scored.append(Response(response.token_ids, values[:length].clone(), response.truncated, *parts))
         return [scored[start : start + len(groups[0])] for start in range(0, len(scored), len(groups[0]))]
 
     def _decode(
         self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, choose: Choose
-    ) -> tuple[Tensor, Tensor, TopK]:
-        """Tokens and their logprobs [rows, max_new_tokens], and the likeliest at each position.
+    ) -> tuple[Tensor, Tensor, TopK, RouteLog]:
+        """Tokens and their logprobs [rows, max_new_tokens], the likeliest at each position, and the experts chosen.
 
         What stands past a row's end means nothing. The prompt is prefilled once and its cache copied to its samples;
         rows that finish are dropped.
@@ -137,6 +142,7 @@ class TorchEngine:
         hidden = decoder.prefill(prompt_ids, prompt_mask, sampling.max_new_tokens)
         rows = len(prompts) * group_size
         repeat = torch.arange(len(prompts), device=self.device).repeat_interleave(group_size)
+        routes = RouteLog(decoder.routes, prompt_mask, repeat, sampling.max_new_tokens)
         decoder.expand(repeat)
         positions = prompt_mask.sum(1)[repeat]  # [rows], of the next token
 
@@ -160,8 +166,9 @@ class TorchEngine:
                 decoder.select(keep)
                 alive, active, chosen, positions = alive[keep], active[keep], chosen[keep], positions[keep]
             logits = head_logits(self.model, decoder.step(chosen, positions + step))
+            routes.store(alive, step, decoder.routes)
         self.model.train(was_training)
-        return tokens, logprobs, likeliest
+        return tokens, logprobs, likeliest, routes
 
     def close(self) -> None:
         """Nothing to give back that Python does not."""
@@ -212,6 +219,6 @@ class TopK:
         """One for each row, on the CPU."""
         return [TopK(*pair) for pair in zip(self.ids.cpu(), self.logprobs.cpu(), strict=True)]
 
-    def cut(self, length: int) -> tuple[Tensor, Tensor] | tuple[()]:
-        """The fields of a response of this length; none where K is 0."""
-        return (self.ids[:length].clone(), self.logprobs[:length].clone()) if self.ids.shape[-1] else ()
+    def cut(self, length: int) -> tuple[Tensor | None, Tensor | None]:
+        """The fields of a response of this length; None where K is 0."""
+        return (self.ids[:length].clone(), self.logprobs[:length].clone()) if self.ids.shape[-1] else (None, None)

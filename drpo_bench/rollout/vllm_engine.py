@@ -13,6 +13,7 @@ from torch import Tensor
 
 from drpo_bench.precision_configs import RolloutPrecision
 from drpo_bench.rollout.engine import Response, Sampling
+from drpo_bench.rollout.vllm_routes import GateReader
 from drpo_bench.rollout.vllm_setup import named_weights, start_llm, vllm_version
 from drpo_bench.rollout_configs import VllmConfig
 
@@ -43,9 +44,11 @@ class VllmEngine:
         self.precision, self.config, self.device = precision, config, device
         self.max_new_tokens = max_new_tokens
         self.shapes = {name: tuple(weight.shape) for name, weight in named_weights(model).items()}
+        self.vocab_size = model.config.vocab_size
         self.version, self.asleep = 0, False
-        self.has_tied_head = bool(getattr(model.config, "tie_word_embeddings", False))
+        self.sleeps = config.sleep and device.type == "cuda"
         self.rebuild = device.type == "cpu" and model.config.model_type in REBUILT
+        self.experts = int(getattr(model.config, "num_experts_per_tok", None) or 0)
         self._llm: Any = None
         self._start(model)
 
@@ -58,6 +61,8 @@ class VllmEngine:
     def _start(self, model: PreTrainedModel) -> None:
         self._llm = start_llm(model, self.precision, self.config, self.max_new_tokens, self.device)
         self._finalizer = weakref.finalize(self, shut_down, self._llm)
+        on_cpu = self.device.type == "cpu"
+        self._gates = GateReader(self._llm, self.experts) if self.experts and on_cpu else None
 
     def load_weights(self, model: PreTrainedModel, version: int = 0) -> None:
         """Take over the weights of an fp32 model, in memory; what was cached with the old ones is dropped.
@@ -77,14 +82,10 @@ class VllmEngine:
         self.version = version
 
     def _reload(self, weights: dict[str, Tensor]) -> None:
-        """vLLM's layerwise reload, with what its CPU backend leaves out: experts that are packed only once, and a tied
-        head that keeps its old packed copy. Both would be stale or corrupt without a word."""
-        on_cpu = self.device.type == "cpu"
-        if on_cpu:
+        """vLLM's layerwise reload, with what its CPU backend leaves out: experts would be corrupt without a word."""
+        if self.device.type == "cpu":
             self._llm.apply_model(unpack_experts)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
-        if on_cpu and self.has_tied_head:
-            self._llm.apply_model(repack_head)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], group_size: int, seeds: np.ndarray, sampling: Sampling
@@ -94,11 +95,14 @@ class VllmEngine:
         self._wake()
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts for _ in range(group_size)]
         params = [self._params(sampling, int(seed)) for seed in seeds.reshape(-1)]
+        topk = min(sampling.topk, self.vocab_size)
         outputs = self._llm.generate(requests, params, use_tqdm=False)
         assert len(outputs) == len(requests), f"vLLM returned {len(outputs)} of {len(requests)} responses"
-        responses = [to_response(output.outputs[0], sampling.topk) for output in outputs]
-        if self.config.sleep and self.device.type == "cuda":
-            self._llm.sleep(level=1)
+        responses = [to_response(output.outputs[0], topk, self._routes(output)) for output in outputs]
+        if self.sleeps:
+            self._llm.sleep(
+                level=1
+            )  # weights to the CPU's memory: level 2 would also drop buffers, which no one renews
             self.asleep = True
         return [responses[start : start + group_size] for start in range(0, len(responses), group_size)]
 
@@ -123,10 +127,11 @@ class VllmEngine:
                 f"rollout.vllm.max_prompt_tokens: a sequence has {longest} tokens, {maximum} can be scored"
             )
         self._wake()
+        topk = min(sampling.topk, self.vocab_size)
         params = SamplingParams(
             temperature=0.0,
             max_tokens=1,
-            prompt_logprobs=sampling.topk,
+            prompt_logprobs=topk,
             flat_logprobs=True,
             detokenize=False,
             skip_reading_prefix_cache=True,
@@ -134,10 +139,11 @@ class VllmEngine:
         requests = [{"prompt_token_ids": [*prompt, *response.token_ids]} for prompt, response in given]
         outputs = self._llm.generate(requests, params, use_tqdm=False)
         assert len(outputs) == len(requests), f"vLLM returned {len(outputs)} of {len(requests)} scores"
-        scored = [
-            to_scored(output.prompt_logprobs, len(prompt), response, sampling.topk)
-            for output, (prompt, response) in zip(outputs, given, strict=True)
-        ]
+        scored = []
+        for output, (prompt, response) in zip(outputs, given, strict=True):
+            routes = self._routes(output)  # also of the response's last token, which was fed here
+            own = None if routes is None else routes[:-1]
+            scored.append(to_scored(output.prompt_logprobs, len(prompt), response, topk, own))
         return [scored[start : start + len(groups[0])] for start in range(0, len(scored), len(groups[0]))]
 
     def _params(self, sampling: Sampling, seed: int) -> Any:
@@ -149,10 +155,18 @@ class VllmEngine:
             seed=seed >> 1,  # vLLM's seeds are signed
             stop_token_ids=list(sampling.stop_ids),
             ignore_eos=True,  # only the task's own stop tokens stop
-            logprobs=sampling.topk,
+            logprobs=min(sampling.topk, self.vocab_size),
             flat_logprobs=True,
             detokenize=False,
         )
+
+    def _routes(self, output: Any) -> Tensor | None:
+        """The experts chosen at each position of a finished request but the last, which is never fed."""
+        length = len(output.prompt_token_ids) + len(output.outputs[0].token_ids) - 1
+        if self._gates:
+            return self._gates.take(output.request_id, length)
+        routed = output.outputs[0].routed_experts  # vLLM's own report, on a GPU
+        return None if routed is None else torch.from_numpy(routed)[:length].to(torch.int16)
 
     def _check_lengths(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
         longest = max(len(prompt) for prompt in prompts)
@@ -196,12 +210,7 @@ def unpack_experts(model: Any) -> None:
             method.moe_kernel = None
 
 
-def repack_head(model: Any) -> None:
-    """After a reload on a CPU: a tied head multiplies with a packed copy of the embedding, which nobody renews."""
-    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
-
-
-def to_response(output: Any, topk: int) -> Response:
+def to_response(output: Any, topk: int, routes: Tensor | None) -> Response:
     """vLLM's completion as a Response; `output.logprobs` is flat: at each position the sampled token, then the top."""
     token_ids, flat = tuple(output.token_ids), output.logprobs
     assert len(flat) == len(token_ids), f"{len(flat)} logprobs of {len(token_ids)} tokens"
@@ -210,19 +219,19 @@ def to_response(output: Any, topk: int) -> Response:
     logprobs = torch.tensor([flat.logprobs[start] for start in starts])
     truncated = output.finish_reason == "length"
     if not topk:
-        return Response(token_ids, logprobs, truncated)
+        return Response(token_ids, logprobs, truncated, routes=routes)
     ids = torch.tensor([flat.token_ids[start + 1 : start + 1 + topk] for start in starts])
     likeliest = torch.tensor([flat.logprobs[start + 1 : start + 1 + topk] for start in starts])
-    return Response(token_ids, logprobs, truncated, ids, likeliest)
+    return Response(token_ids, logprobs, truncated, ids, likeliest, routes)
 
 
-def to_scored(flat: Any, prompt_length: int, response: Response, topk: int) -> Response:
+def to_scored(flat: Any, prompt_length: int, response: Response, topk: int, routes: Tensor | None) -> Response:
     """A given response with vLLM's prompt logprobs, which are flat: at each position the token, then the top."""
     starts = flat.start_indices[prompt_length:]
     assert [flat.token_ids[start] for start in starts] == list(response.token_ids)
     logprobs = torch.tensor([flat.logprobs[start] for start in starts])
     if not topk:
-        return Response(response.token_ids, logprobs, response.truncated)
+        return Response(response.token_ids, logprobs, response.truncated, routes=routes)
     ids = torch.tensor([flat.token_ids[start + 1 : start + 1 + topk] for start in starts])
     likeliest = torch.tensor([flat.logprobs[start + 1 : start + 1 + topk] for start in starts])
-    return Response(response.token_ids, logprobs, response.truncated, ids, likeliest)
+    return Response(response.token_ids, logprobs, response.truncated, ids, likeliest, routes)

@@ -73,16 +73,17 @@ def register_memory_loader() -> None:
             """Hand every tensor to the model; vLLM renames and fuses them as it does those of a checkpoint."""
             loaded = model.load_weights(iter(WEIGHTS.items()))
             missing = {name for name, _ in model.named_parameters()} - set(loaded)
-            if missing:  # they would hold whatever was in memory
+            if missing and model_config.quantization is None:  # they would hold whatever was in memory
                 raise ValueError(f"vLLM's {type(model).__name__} has weights that the model has not: {sorted(missing)}")
 
     model_loader.register_model_loader(LOAD_FORMAT)(MemoryLoader)
 
 
 def named_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Parameters and persistent buffers under the names of a checkpoint on the hub, tied ones under both names.
+    """Parameters and persistent buffers under the names of a checkpoint on the hub, a tied head under its own too.
 
-    Some of vLLM's models know tied heads, and leave out the second name, and some do not.
+    Without that name vLLM's CPU backend goes on with the old head after a reload, and some of its models, which know
+    no tied heads, start with whatever was in memory.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -98,6 +99,8 @@ def start_llm(
     max_length = config.max_prompt_tokens + max_new_tokens
     limit = getattr(model.config, "max_position_embeddings", None) or max_length
     memory: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_fraction, "enable_sleep_mode": config.sleep}
+    if device.type == "cuda" and getattr(model.config, "num_experts_per_tok", None):
+        memory["enable_return_routed_experts"] = True
     if device.type == "cpu":
         memory = {"kv_cache_memory_bytes": cache_bytes(model, precision, config, min(max_length, limit))}
     with tempfile.TemporaryDirectory() as directory, process_as_it_was(), weights_in_reach(model):
@@ -113,7 +116,7 @@ def start_llm(
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=max(8192, max_length),
             enforce_eager=device.type == "cpu",
-            enable_prefix_caching=config.prefix_caching and caches_prefixes(model),
+            enable_prefix_caching=config.prefix_caching and caches_prefixes(model, device),
             logprobs_mode="processed_logprobs",  # after the temperature: those of the distribution that was sampled
             max_logprobs=-1,
             skip_tokenizer_init=True,
@@ -133,11 +136,12 @@ def quantization(precision: RolloutPrecision) -> str | None:
     return "fp8_per_channel" if precision.fp8_weights else None
 
 
-def caches_prefixes(model: PreTrainedModel) -> bool:
-    """Whether a prompt's cache can be shared: not a recurrent state's, nor where every token's routes are recorded."""
+def caches_prefixes(model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether a prompt's cache can be shared: not a recurrent state's; nor, on a CPU, where experts are read from the
+    gates, which see no cached token."""
     layers = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    has_experts = bool(getattr(model.config, "num_experts_per_tok", 0))
-    return layers <= {"full_attention", "sliding_attention"} and not has_experts
+    has_experts = bool(getattr(model.config, "num_experts_per_tok", None))
+    return layers <= {"full_attention", "sliding_attention"} and not (has_experts and device.type == "cpu")
 
 
 def save_config(model: PreTrainedModel, directory: Path) -> None:

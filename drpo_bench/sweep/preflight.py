@@ -6,6 +6,7 @@ from pathlib import Path
 
 from drpo_bench.config import SIZES, RunConfig
 from drpo_bench.errors import UserError, did_you_mean
+from drpo_bench.sweep.engine_checks import check_engine, check_gpu_memory, model_type
 from drpo_bench.sweep.plan import Experiment
 from drpo_bench.tasks import distinct_problems, make_task
 
@@ -22,8 +23,13 @@ def preflight(experiment: Experiment) -> None:
                 distinct_problems(task, "train", 0, run.warmstart.eval_problems, "warmstart.eval_problems")
         except ValueError as error:
             raise UserError(f"{experiment.source}: {error}") from None
-    if any(run.runtime.device == "cuda" for run in experiment.runs):
-        check_cuda(experiment.source)
+    for run in experiment.runs:
+        check_engine(run, experiment.source)
+    on_gpu = {(run.model.name, run.rollout): run for run in experiment.runs if run.runtime.device == "cuda"}
+    if on_gpu:
+        memory = check_cuda(experiment.source)
+        for run in on_gpu.values():
+            check_gpu_memory(run, experiment.source, memory)
     for run in {(run.precision, run.rollout.engine, run.runtime): run for run in experiment.runs}.values():
         check_formats(run, experiment.source)
 
@@ -47,12 +53,13 @@ def check_formats(run: RunConfig, source: str) -> None:
         raise UserError(f"{source}: {error}") from None
 
 
-def check_cuda(source: str) -> None:
-    """A GPU that torch can use; torch is imported only where one is asked for."""
+def check_cuda(source: str) -> int:
+    """A GPU that torch can use, and its memory in bytes; torch is imported only where one is asked for."""
     import torch
 
     if not torch.cuda.is_available():
         raise UserError(f"{source}: runtime.device: cuda, but torch {torch.__version__} finds no GPU here")
+    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def check_model(run: RunConfig, source: str) -> None:
@@ -63,7 +70,22 @@ def check_model(run: RunConfig, source: str) -> None:
     if Path(name).is_dir():
         if not (Path(name) / "config.json").exists():
             raise UserError(f"{source}: model.name: {name} has no config.json, so it is no checkpoint")
+        check_architecture(run, source)
         return
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         hint = did_you_mean(name, SIZES)
         raise UserError(f"{source}: model.name: {name!r} is no size, directory or hub id (owner/name){hint}")
+
+
+def check_architecture(run: RunConfig, source: str) -> None:
+    """A checkpoint of a causal language model that transformers knows; transformers is imported only for one."""
+    from transformers import __version__
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    architecture = model_type(run)
+    if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        hint = did_you_mean(architecture, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        raise UserError(
+            f"{source}: model.name: {run.model.name} is of type {architecture!r}, which is no causal language model of "
+            f"transformers {__version__}{hint}"
+        )

@@ -1,0 +1,85 @@
+"""Routing replay in whole runs: what is replayed, what is measured, and that a resumed run has not lost its routes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from drpo_bench.records import RunDir, read_records
+from drpo_bench.rollout.batch import RolloutBatch
+from drpo_bench.trainer import Trainer, train
+from drpo_bench.types import Rollout
+
+MOE = {
+    "model": {"architecture": "qwen3_moe"},
+    "precision": {"trainer": "fp32", "rollout": {"dtype": "bf16", "fp8_weights": True}},
+    "rollout": {"lag": 1},
+}
+
+
+def untimed(run_dir):
+    return [
+        {k: v for k, v in record.items() if k != "time_s" and not k.startswith(("time/", "perf/"))}
+        for record in read_records(run_dir.metrics)
+    ]
+
+
+def run(config, folder, cache):
+    train(config, folder, cache)
+    return untimed(RunDir(folder / "runs" / config.run_id))
+
+
+@pytest.mark.slow
+def test_r3_takes_the_engines_routes_and_lowers_the_mismatch(tiny_config, tmp_path, warmstart_cache):
+    results = {
+        mode: run(tiny_config(**MOE, train={"routing_replay": mode}), tmp_path / mode, warmstart_cache)
+        for mode in ("off", "R2", "R3")
+    }
+    flips = {mode: records[1]["mismatch/router_flip_frac"] for mode, records in results.items()}
+    assert 0 < flips["off"] == flips["R2"]  # both measure a free pass of the first batch
+    k3 = {mode: records[1]["mismatch/k3"] for mode, records in results.items()}
+    assert k3["R3"] < k3["off"] == k3["R2"]
+    assert results["off"] != results["R2"] != results["R3"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["R2", "R3"])
+def test_a_resumed_run_still_has_the_routes_of_what_waits_in_the_queue(mode, tiny_config, tmp_path, warmstart_cache):
+    config = tiny_config(**MOE, train={"steps": 4, "routing_replay": mode}, checkpoint={"every": 2})
+    undisturbed = run(config, tmp_path / "first", warmstart_cache)
+    trainer = Trainer(config, RunDir(tmp_path / "second" / "runs" / config.run_id), warmstart_cache)
+    real = trainer.save
+
+    def save_and_stop():
+        real()
+        raise KeyboardInterrupt
+
+    trainer.save = save_and_stop
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert run(config, tmp_path / "second", warmstart_cache) == undisturbed
+
+
+def test_replay_without_experts_is_refused(tiny_config):
+    with pytest.raises(
+        ValidationError, match=r"train\.routing_replay is 'R3', but model\.architecture 'qwen3' has no experts"
+    ):
+        tiny_config(train={"routing_replay": "R3"})
+
+
+def test_replay_without_routes_is_an_error_and_no_silent_own_choice():
+    rollouts = [Rollout(0, (1, 2), (3,), torch.zeros(1), True, 0)]
+    batch = RolloutBatch(0, rollouts, torch.zeros(1, 1))
+    with pytest.raises(ValueError, match="'R3', but the rollout engine tells no routes"):
+        batch.replayed("R3")
+    with pytest.raises(ValueError, match="'R2', but the trainer's model tells no routes"):
+        batch.replayed("R2")
+    assert batch.replayed("off") is None
+
+
+def test_switching_replay_off_leaves_run_ids_as_they_were(tiny_config):
+    plain = tiny_config(model={"architecture": "qwen3_moe"})
+    assert "routing_replay" not in plain.identity()["train"]
+    replayed = tiny_config(model={"architecture": "qwen3_moe"}, train={"routing_replay": "R2"})
+    assert replayed.run_id != plain.run_id
