@@ -118,6 +118,41 @@ def bench(
 
 
 @app.command()
+def mismatch(
+    model: Annotated[str, typer.Argument(metavar="CHECKPOINT_OR_SIZE", help="A directory, or nano to small.")],
+    architecture: Annotated[str, typer.Option(help="Of a size; its warm start is trained unless cached.")] = "qwen3",
+    task: Annotated[str | None, typer.Option(help="Held-out problems; the checkpoint's own, or arithmetic.")] = None,
+    sides: Annotated[str | None, typer.Option(help="trainer:fp32,torch:fp8,vllm:bf16; default: what there is.")] = None,
+    sampler: Annotated[str, typer.Option(help="The engine that samples the sequences, once.")] = "torch:fp32",
+    problems: Annotated[int, typer.Option(min=1, help="Problems.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Responses a problem.")] = 4,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="A longer response is truncated.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of the warm start and the sampling.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; default: results/mismatch/<model>.")] = None,
+    warmstarts: Annotated[Path, typer.Option(help="Cache of warm starts.")] = DEFAULT_OUT / "warmstarts",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What the same weights say of the same tokens, every pair of (engine, precision): CSV, figures, report.
+
+    Every side scores twice; exit 1 unless a side against itself has exactly no mismatch.
+    """
+    from drpo_bench.analysis.mismatch import print_summary, write_report
+    from drpo_bench.mismatch.measure import Request, measure
+    from drpo_bench.mismatch.pairs import ControlFailed
+
+    options = (model, architecture, task, sides, sampler, problems, samples, max_new_tokens, seed, threads, device)
+    try:
+        folder = measure(Request(*options, out=out, warmstarts=warmstarts))
+    except ControlFailed as error:
+        typer.echo(f"drpo-bench: {error}", err=True)
+        raise typer.Exit(1) from None
+    write_report(folder)
+    print_summary(folder, as_json)
+
+
+@app.command()
 def doctor(
     out: OutOption = DEFAULT_OUT,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

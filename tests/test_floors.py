@@ -23,7 +23,7 @@ FLOORS = {
     "warmstart": 3, "optim": 3,
     "environment": 3, "verify": 3, "tracking": 3,
     "update": 4, "collect": 4, "checkpoint": 4, "trainer": 4, "bench": 4, "doctor": 4,
-    "recorder": 4, "wiring": 4,
+    "recorder": 4, "wiring": 4, "mismatch": 4,
     "sweep": 5, "cli": 6, "analysis": 5, "integrations": 5,
 }  # fmt: skip
 NO_TORCH = (

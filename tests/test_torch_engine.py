@@ -9,7 +9,7 @@ import torch
 from drpo_bench.config import ModelConfig
 from drpo_bench.models import Policy, build_model
 from drpo_bench.precision_configs import PrecisionConfig
-from drpo_bench.rollout.engine import Sampling, sample_seeds, uniforms
+from drpo_bench.rollout.engine import Response, Sampling, sample_seeds, uniforms
 from drpo_bench.rollout.torch_engine import TorchEngine, sample
 from drpo_bench.scoring import score
 from drpo_bench.types import Rollout
@@ -137,3 +137,31 @@ def test_a_responses_random_numbers_are_those_of_its_own_generator():
     for row, seed in zip(rows, seeds.tolist(), strict=True):
         assert (row == np.random.Generator(np.random.Philox(key=seed)).random(5)).all()
     assert (uniforms(seeds[1:2], 5) == rows[1:2]).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])
+@pytest.mark.parametrize("preset", ["fp32", "bf16", "fp16", "fp8_rollout"])
+def test_a_sampled_response_scores_exactly_as_it_did_while_it_was_sampled(model, preset, temperature):
+    engine = TorchEngine(model, PrecisionConfig.model_validate(preset).rollout, CPU)
+    how = Sampling(temperature, 24, (2, 3, 4, 5), topk=3)
+    groups = engine.generate(PROMPTS, 4, SEEDS, how)
+    lengths = {len(r.token_ids) for group in groups for r in group}
+    assert len(lengths) > 1 or temperature == 0.0  # rows leave the batch on the way
+    scored = engine.score_responses(PROMPTS, groups, how)
+    pairs = [pair for row in zip(groups, scored, strict=True) for pair in zip(*row, strict=True)]
+    assert len(pairs) == SEEDS.size
+    for before, after in pairs:
+        assert (before.token_ids, before.truncated) == (after.token_ids, after.truncated)
+        for field in ("logprobs", "topk_ids", "topk_logprobs"):
+            assert torch.equal(getattr(before, field), getattr(after, field))
+
+
+def test_anothers_responses_score_as_the_trainer_scores_them(model):
+    """Tokens that this engine would not have sampled, one response of them a truncated one of other length."""
+    engine = TorchEngine(model, PrecisionConfig.model_validate("fp32").rollout, CPU)
+    given = [[Response((7, 8, 2), torch.zeros(3), False)], [Response((9,), torch.zeros(1), True)]]
+    scored = engine.score_responses(PROMPTS[:2], given, sampling())
+    rollouts = rollouts_of(scored)
+    assert [r.response_ids for r in rollouts] == [(7, 8, 2), (9,)]
+    logprobs = score(Policy(model, "fp32", CPU), rollouts, 1.0, max_tokens=64).logprobs
+    torch.testing.assert_close(torch.cat([r.mu_logprobs for r in rollouts]), logprobs, atol=1e-5, rtol=0)

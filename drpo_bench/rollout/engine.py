@@ -57,6 +57,11 @@ class RolloutEngine(Protocol):
     ) -> list[list[Response]]:
         """`group_size` responses for each prompt; `seeds` [P, G] uint64, one a response."""
 
+    def score_responses(
+        self, prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Response]], sampling: Sampling
+    ) -> list[list[Response]]:
+        """The given responses [P, G] with this engine's logprobs (and top-k) of their tokens, in its own arithmetic."""
+
     def close(self) -> None:
         """Give memory back; the engine is gone."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ from drpo_bench.rollout.route_log import RouteLog
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# (rows [N], position, logits [N, V]) to the rows' next tokens [N], log softmax [N, V], and which rows end there [N].
+Choose = Callable[[Tensor, int, Tensor], tuple[Tensor, Tensor, Tensor]]
 COMPACT_BELOW = 0.8  # rows that finished leave the batch once fewer than this share of its rows are active
 
 
@@ -77,9 +79,61 @@ class TorchEngine:
     def generate(
         self, prompts: Sequence[Sequence[int]], group_size: int, seeds: np.ndarray, sampling: Sampling
     ) -> list[list[Response]]:
-        """`group_size` responses for each of the P prompts; `seeds` [P, G], one a response.
+        """`group_size` responses for each of the P prompts; `seeds` [P, G], one a response."""
+        randoms = uniforms(seeds.reshape(-1), sampling.max_new_tokens)
+        random = torch.from_numpy(randoms).to(self.device)  # [rows, max_new_tokens]
+        stop_ids = torch.tensor(sampling.stop_ids, device=self.device, dtype=torch.long)
 
-        The prompt is prefilled once and its cache copied to its samples; rows that finish are dropped.
+        def choose(rows: Tensor, position: int, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            chosen, log_probs = sample(logits, random[rows, position], sampling.temperature)
+            return chosen, log_probs, torch.isin(chosen, stop_ids)
+
+        tokens, logprobs, likeliest, routes = self._decode(prompts, group_size, sampling, choose)
+        is_stop = torch.isin(tokens, stop_ids)
+        stopped = is_stop.any(1)
+        lengths = torch.where(stopped, is_stop.int().argmax(1) + 1, sampling.max_new_tokens)  # to the first stop token
+        finished = zip(
+            tokens.tolist(), logprobs.cpu(), likeliest.rows(), lengths.tolist(), stopped.tolist(), strict=True
+        )
+        responses = [
+            Response(tuple(ids[:length]), values[:length].clone(), not stop, *topk.cut(length), routes.of(row, length))
+            for row, (ids, values, topk, length, stop) in enumerate(finished)
+        ]
+        return [responses[start : start + group_size] for start in range(0, len(responses), group_size)]
+
+    @torch.no_grad()
+    def score_responses(
+        self, prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Response]], sampling: Sampling
+    ) -> list[list[Response]]:
+        """The same loop, its tokens given: exactly the logprobs that the engine reports while it samples them.
+
+        Bit for bit where the batch is the same, since the shape of a product can change the order of its sum.
+        """
+        given = [response for group in groups for response in group]
+        lengths = torch.tensor([len(response.token_ids) for response in given], device=self.device)
+        forced = torch.zeros(len(given), sampling.max_new_tokens, dtype=torch.long, device=self.device)
+        for row, response in enumerate(given):
+            forced[row, : len(response.token_ids)] = torch.tensor(response.token_ids, device=self.device)
+
+        def choose(rows: Tensor, position: int, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            log_probs = scale_logits(logits, sampling.temperature or 1.0).log_softmax(-1)
+            return forced[rows, position], log_probs, position + 1 >= lengths[rows]
+
+        _, logprobs, likeliest, routes = self._decode(prompts, len(groups[0]), sampling, choose)
+        scored = []
+        for row, (response, values, topk) in enumerate(zip(given, logprobs.cpu(), likeliest.rows(), strict=True)):
+            length = len(response.token_ids)
+            parts = *topk.cut(length), routes.of(row, length)
+            scored.append(Response(response.token_ids, values[:length].clone(), response.truncated, *parts))
+        return [scored[start : start + len(groups[0])] for start in range(0, len(scored), len(groups[0]))]
+
+    def _decode(
+        self, prompts: Sequence[Sequence[int]], group_size: int, sampling: Sampling, choose: Choose
+    ) -> tuple[Tensor, Tensor, TopK, RouteLog]:
+        """Tokens and their logprobs [rows, max_new_tokens], the likeliest at each position, and the experts chosen.
+
+        What stands past a row's end means nothing. The prompt is prefilled once and its cache copied to its samples;
+        rows that finish are dropped.
         """
         was_training = self.model.training
         self.model.eval()
@@ -91,22 +145,19 @@ class TorchEngine:
         routes = RouteLog(decoder.routes, prompt_mask, repeat, sampling.max_new_tokens)
         decoder.expand(repeat)
         positions = prompt_mask.sum(1)[repeat]  # [rows], of the next token
-        randoms = uniforms(seeds.reshape(-1), sampling.max_new_tokens)
-        random = torch.from_numpy(randoms).to(self.device)  # [rows, max_new_tokens]
 
-        stop_ids = torch.tensor(sampling.stop_ids, device=self.device, dtype=torch.long)
         tokens = torch.zeros(rows, sampling.max_new_tokens, dtype=torch.long, device=self.device)
         logprobs = torch.zeros(rows, sampling.max_new_tokens, device=self.device)
         likeliest = TopK.allocate(self.model, rows, sampling, self.device)
         alive = torch.arange(rows, device=self.device)  # rows still in the batch
-        active = torch.ones(rows, dtype=torch.bool, device=self.device)  # of these, which have not stopped
+        active = torch.ones(rows, dtype=torch.bool, device=self.device)  # of these, which have not ended
         logits = head_logits(self.model, hidden)[repeat]
         for step in range(sampling.max_new_tokens):
-            chosen, log_probs = sample(logits, random[alive, step], sampling.temperature)
+            chosen, log_probs, ends = choose(alive, step, logits)
             tokens[alive, step] = chosen
             logprobs[alive, step] = log_probs.gather(-1, chosen[:, None]).squeeze(1)
             likeliest.store(alive, step, log_probs)
-            active &= ~torch.isin(chosen, stop_ids)
+            active &= ~ends
             num_active = int(active.sum())
             if num_active == 0 or step + 1 == sampling.max_new_tokens:
                 break
@@ -117,17 +168,7 @@ class TorchEngine:
             logits = head_logits(self.model, decoder.step(chosen, positions + step))
             routes.store(alive, step, decoder.routes)
         self.model.train(was_training)
-        is_stop = torch.isin(tokens, stop_ids)
-        stopped = is_stop.any(1)
-        lengths = torch.where(stopped, is_stop.int().argmax(1) + 1, sampling.max_new_tokens)  # to the first stop token
-        finished = zip(
-            tokens.tolist(), logprobs.cpu(), likeliest.rows(), lengths.tolist(), stopped.tolist(), strict=True
-        )
-        responses = [
-            Response(tuple(ids[:length]), values[:length].clone(), not stop, *topk.cut(length), routes.of(row, length))
-            for row, (ids, values, topk, length, stop) in enumerate(finished)
-        ]
-        return [responses[start : start + group_size] for start in range(0, rows, group_size)]
+        return tokens, logprobs, likeliest, routes
 
     def close(self) -> None:
         """Nothing to give back that Python does not."""

@@ -104,6 +104,46 @@ class VllmEngine:
             self.asleep = True
         return [responses[start : start + group_size] for start in range(0, len(responses), group_size)]
 
+    def score_responses(
+        self, prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Response]], sampling: Sampling
+    ) -> list[list[Response]]:
+        """vLLM's logprobs of given responses, from one prefill over prompt and response.
+
+        These are the numbers of prefill. Where vLLM decodes with other kernels, it reported slightly different ones
+        while it sampled (on a CPU the same, bit for bit). Cached prefixes are not read, for vLLM gives no logprobs of
+        what it skips. Prompt logprobs are raw, so the temperature must be 1.
+        """
+        if sampling.temperature not in (0.0, 1.0):
+            raise ValueError(f"temperature {sampling.temperature:g}: vLLM scores given responses at temperature 1 only")
+        from vllm import SamplingParams
+
+        given = [(prompt, r) for prompt, group in zip(prompts, groups, strict=True) for r in group]
+        longest = max(len(prompt) + len(response.token_ids) for prompt, response in given)
+        maximum = self._llm.model_config.max_model_len - 1  # vLLM has to sample a token after them
+        if longest > maximum:
+            raise ValueError(
+                f"rollout.vllm.max_prompt_tokens: a sequence has {longest} tokens, {maximum} can be scored"
+            )
+        self._wake()
+        topk = min(sampling.topk, self.vocab_size)
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            prompt_logprobs=topk,
+            flat_logprobs=True,
+            detokenize=False,
+            skip_reading_prefix_cache=True,
+        )
+        requests = [{"prompt_token_ids": [*prompt, *response.token_ids]} for prompt, response in given]
+        outputs = self._llm.generate(requests, params, use_tqdm=False)
+        assert len(outputs) == len(requests), f"vLLM returned {len(outputs)} of {len(requests)} scores"
+        scored = []
+        for output, (prompt, response) in zip(outputs, given, strict=True):
+            routes = self._routes(output)  # also of the response's last token, which was fed here
+            own = None if routes is None else routes[:-1]
+            scored.append(to_scored(output.prompt_logprobs, len(prompt), response, topk, own))
+        return [scored[start : start + len(groups[0])] for start in range(0, len(scored), len(groups[0]))]
+
     def _params(self, sampling: Sampling, seed: int) -> Any:
         from vllm import SamplingParams
 
@@ -181,3 +221,15 @@ def to_response(output: Any, topk: int, routes: Tensor | None) -> Response:
     ids = torch.tensor([flat.token_ids[start + 1 : start + 1 + topk] for start in starts])
     likeliest = torch.tensor([flat.logprobs[start + 1 : start + 1 + topk] for start in starts])
     return Response(token_ids, logprobs, truncated, ids, likeliest, routes)
+
+
+def to_scored(flat: Any, prompt_length: int, response: Response, topk: int, routes: Tensor | None) -> Response:
+    """A given response with vLLM's prompt logprobs, which are flat: at each position the token, then the top."""
+    starts = flat.start_indices[prompt_length:]
+    assert [flat.token_ids[start] for start in starts] == list(response.token_ids)
+    logprobs = torch.tensor([flat.logprobs[start] for start in starts])
+    if not topk:
+        return Response(response.token_ids, logprobs, response.truncated, routes=routes)
+    ids = torch.tensor([flat.token_ids[start + 1 : start + 1 + topk] for start in starts])
+    likeliest = torch.tensor([flat.logprobs[start + 1 : start + 1 + topk] for start in starts])
+    return Response(response.token_ids, logprobs, response.truncated, ids, likeliest, routes)
