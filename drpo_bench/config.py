@@ -251,6 +251,9 @@ def acting(data: dict[str, Any]) -> dict[str, Any]:
     for (table, field), is_unused in unused.items():
         if is_unused and table in tables:
             tables[table].pop(field, None)
+    if "vllm" in tables.get("rollout", {}) and data["runtime"]["device"] == "cpu":
+        on_gpu = {"gpu_memory_fraction", "sleep"}
+        tables["rollout"]["vllm"] = {k: v for k, v in tables["rollout"]["vllm"].items() if k not in on_gpu}
     precision = data.get("precision", {})
     if not (formats := precision.get("rollout", {})).get("fp8_kv", True):
         cacheless = {key: value for key, value in formats.items() if key != "fp8_kv"}

@@ -29,8 +29,15 @@ def check_model(model: PreTrainedModel, name: str) -> None:
     ids = ids.to(next(model.parameters()).device)
     was_training = model.training
     model.eval()
+    try:
+        compare(model, ids, f"model.name: {name}: {type(model).__name__}")
+    finally:
+        model.train(was_training)
+
+
+def compare(model: PreTrainedModel, ids: Tensor, kind: str) -> None:
+    """`check_model`'s questions of token ids [B, T]; `kind` begins the message."""
     expected = model(input_ids=ids, use_cache=False).logits
-    kind = f"model.name: {name}: {type(model).__name__}"
     ours = logits_of(model, ids)
     if differs(ours, expected):
         raise ValueError(f"{kind} scales or caps the logits of its head, which trainer and engine here do not")
@@ -38,7 +45,6 @@ def check_model(model: PreTrainedModel, name: str) -> None:
         raise ValueError(f"{kind} lets later tokens change earlier ones: right padding would change its logprobs")
     if differs(cached_logits(model, ids), ours[:, PREFIX - 1 : -1]):
         raise ValueError(f"{kind} decodes other logits with left padding and a cache, which the engine needs")
-    model.train(was_training)
 
 
 def differs(ours: Tensor, expected: Tensor) -> bool:

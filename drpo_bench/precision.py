@@ -24,8 +24,9 @@ REMEDIES = {
     "fp8": "run on a GPU with compute capability 9.0 or above",
 } | dict.fromkeys(
     ("fp8 weights", "fp8 activations", "fp8 keys and values"),
-    "the torch engine multiplies fp8 on no device: set rollout.engine = 'vllm', whose kernels do",
+    "run on a GPU with compute capability 8.9 or above and set rollout.engine = 'vllm', which has kernels for it there",
 )
+VLLM_FP8_SINCE = (8, 9)  # compute capability; below it vLLM would leave the activations in 16 bits
 
 
 def is_native(dtype: str, device: torch.device) -> bool:
@@ -49,21 +50,28 @@ def emulated_trainer(dtype: str, device: torch.device) -> list[str]:
     return [] if is_native(dtype, device) else [dtype]
 
 
-def emulated_rollout(config: RolloutPrecision, device: torch.device) -> list[str]:
-    """The parts of the torch engine that the device can only emulate, as `REMEDIES` names them."""
+def has_fp8(device: torch.device) -> bool:
+    """Whether the device multiplies fp8 in vLLM's kernels."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= VLLM_FP8_SINCE
+
+
+def emulated_rollout(config: RolloutPrecision, device: torch.device, engine: str = "torch") -> list[str]:
+    """The parts of a rollout engine that the device can only emulate, as `REMEDIES` names them.
+
+    vLLM's own kernels on a CPU round as those on a GPU do, but the processor still multiplies in a wider format.
+    """
     parts = [] if is_native(config.dtype, device) else [str(config.dtype)]
+    if engine == "vllm" and config.has_fp8 and has_fp8(device):
+        return parts
     parts += ["fp8 weights"] * config.fp8_weights + ["fp8 activations"] * config.fp8_activations
     return parts + ["fp8 keys and values"] * config.fp8_kv
 
 
 def emulated_parts(precision: PrecisionConfig, engine: str, device: torch.device) -> dict[str, list[str]]:
-    """What of a run is emulated on the device, by side; empty lists where nothing is.
-
-    vLLM brings kernels of its own for every format that it takes, also on a CPU.
-    """
+    """What of a run is emulated on the device, by side; empty lists where nothing is."""
     return {
         "trainer": emulated_trainer(precision.trainer, device),
-        "rollout": [] if engine == "vllm" else emulated_rollout(precision.rollout, device),
+        "rollout": emulated_rollout(precision.rollout, device, engine),
     }
 
 
@@ -112,7 +120,8 @@ def quantise_e4m3(values: Tensor) -> Tensor:
 def decoder_linears(model: nn.Module) -> list[nn.Linear]:
     """The linear layers that fp8 covers: all but embeddings, head, router and norms."""
     head = model.get_output_embeddings()  # type: ignore[operator]
-    return [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    layers = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    return [layer for layer in layers if layer.out_features > 1]  # one output is a gate, as of shared experts
 
 
 def is_layer(module: nn.Module) -> bool:

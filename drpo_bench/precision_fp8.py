@@ -94,4 +94,4 @@ def use_torchao(model: nn.Module, linears: list[nn.Linear]) -> None:
 def require_torchao() -> None:
     """Raise ValueError where the optional package is missing."""
     if find_spec("torchao") is None:
-        raise ValueError("precision.trainer: fp8 on this GPU needs torchao: pip install 'drpo-bench[fp8]'")
+        raise ValueError("precision.trainer: fp8 on this GPU needs torchao: pip install -e '.[fp8]'")

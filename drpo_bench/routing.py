@@ -8,6 +8,7 @@ gradient. R2 replays the trainer's routes at the sampling weights, R3 the rollou
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,8 +21,16 @@ from drpo_bench.batching import PaddedBatch
 
 
 def routers(model: nn.Module) -> list[nn.Module]:
-    """The routers of a model's layers, in order; none in a dense model."""
-    return [m for m in model.modules() if type(m).__name__.endswith("TopKRouter") and hasattr(m, "top_k")]
+    """The routers of a model's layers, in order; none in a dense model, nor where they choose in another way.
+
+    Only those are taken that call `torch.topk` once: DeepSeek's choose among groups first, Phi's draw.
+    """
+    return [m for m in model.modules() if type(m).__name__.endswith("TopKRouter") and chooses_by_topk(type(m))]
+
+
+def chooses_by_topk(router: type[nn.Module]) -> bool:
+    """Whether the class's forward pass has one `torch.topk`."""
+    return inspect.getsource(router.forward).count("torch.topk(") == 1
 
 
 class TopKChoice(TorchFunctionMode):
@@ -51,12 +60,12 @@ class RouteRecorder:
         self.chosen: list[list[Tensor]] = [[] for _ in range(num_routers)]
 
     def take(self) -> Tensor | None:
-        """Experts [tokens, layers, experts] uint8 of one forward pass (int16 beyond 256); None in a dense model."""
+        """Experts [tokens, layers, experts] int16 of one forward pass; None in a dense model."""
         if not self.chosen:
             return None
         routes = torch.stack([calls.pop() for calls in self.chosen], 1)
         assert not any(self.chosen), "more than one forward pass since the last take"
-        return routes.to(torch.uint8 if int(routes.max()) < 256 else torch.int16)
+        return routes.to(torch.int16)
 
 
 @contextmanager
@@ -65,6 +74,8 @@ def routing(found: Sequence[nn.Module], replay: Tensor | None = None) -> Iterato
 
     `found` are the model's `routers`.
     """
+    if replay is not None and replay.shape[1] != len(found):
+        raise ValueError(f"routes of {replay.shape[1]} layers to replay in a model with {len(found)} routers")
     recorder = RouteRecorder(len(found))
 
     def watched(forward: Callable[..., Any], layer: int) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from drpo_bench.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
 from drpo_bench.collapse import CollapseDetector
@@ -25,16 +26,19 @@ from drpo_bench.optim import Collapse, Optimizer
 from drpo_bench.precision import emulated_parts, refuse_emulation
 from drpo_bench.recorder import Recorder
 from drpo_bench.records import RunDir, sync_file, truncate_records, write_json
-from drpo_bench.rollout.alarm import find_mismatch
+from drpo_bench.rollout.alarm import find_mismatch, too_large
 from drpo_bench.rollout.batch import RolloutBatch, RolloutQueue
 from drpo_bench.rollout.engines import make_engine
 from drpo_bench.rollout.torch_engine import TorchEngine
+from drpo_bench.routing import routers
 from drpo_bench.scoring import score
 from drpo_bench.tasks import make_task
 from drpo_bench.text import TextCodec
 from drpo_bench.update import Updater, flatten
 from drpo_bench.warmstart import ensure_warmstart
-from drpo_bench.wiring import explain_mismatch, is_deterministic
+from drpo_bench.wiring import MismatchGrew, explain_mismatch, is_deterministic
+
+PROBED_PROBLEMS = 16
 
 
 class Trainer:
@@ -55,6 +59,9 @@ class Trainer:
         model, tokenizer = load_pretrained(self.source)
         if not config.model.from_scratch:
             check_model(model, config.model.name)
+        if config.train.routing_replay != "off" and not routers(model):
+            raise ValueError(f"train.routing_replay: {type(model).__name__} has no router that can be told its choice")
+        model.to(self.device)
         self.task, self.codec = make_task(config.task), TextCodec(tokenizer)
         self.engine = make_engine(model, config.rollout, config.precision.rollout, self.device)
         self.reference: Policy | None = None  # the initial policy, where the loss is penalised for leaving it
@@ -73,10 +80,15 @@ class Trainer:
         self.eval_engine = TorchEngine.shared(self.policy.model, self.device, self.policy.dtype)
         self.queue = RolloutQueue(self.generate, rollout.lag, config.train.steps)
         self.collapse = CollapseDetector(config.eval.collapse_fraction, config.eval.collapse_patience)
+        self.wiring_is_sound = False  # as shown by `explain`
         self.step = 0  # batches trained on, which is also the policy's version
-        self.recorder.write_config(sha256)
-        self._write_environment()
-        self._resume()
+        try:
+            self.recorder.write_config(sha256)
+            self._write_environment()
+            self._resume()
+        except BaseException:
+            self.close()
+            raise
 
     def train(self) -> None:
         """Train to the end; every batch leaves one record, and the last state is the run's status."""
@@ -113,7 +125,7 @@ class Trainer:
         config, replay = self.config, self.config.train.routing_replay
         batch = self.collector.collect(number, self.policy, version=self.step)
         if broken := int((~torch.isfinite(batch.mu_logprobs)).sum()):
-            self.explain(f"{broken} of {len(batch.mu_logprobs)} mu_logprobs are not finite", batch)
+            raise MismatchGrew(self.explain(f"{broken} of {len(batch.mu_logprobs)} mu_logprobs are not finite", batch))
         if self.is_measured(number) or "old" in config.needs:
             with self.timed("mismatch"):
                 old = self.score(batch, replay="R3" if replay == "R3" else "off")
@@ -123,15 +135,28 @@ class Trainer:
                 old.routes, batch.rollouts
             )
             batch.metrics |= mismatch
-            if problem := find_mismatch(old.logprobs, batch.mu_logprobs, config.precision):
-                self.explain(problem, batch)
+            self.check_mismatch(old.logprobs, batch)
         return batch
 
-    def explain(self, problem: str, batch: RolloutBatch) -> None:
-        """Raise what a mismatch that rounding does not explain means: MismatchAlarm or MismatchGrew."""
+    def check_mismatch(self, old: Tensor, batch: RolloutBatch) -> None:
+        """The alarm. Wrong wiring fails the run; a policy that the formats cannot follow has collapsed.
+
+        Where the wiring proves sound, the questions that only wrong wiring answers are not asked again.
+        """
+        ask = too_large if self.wiring_is_sound else find_mismatch
+        if problem := ask(old, batch.mu_logprobs, self.config.precision):
+            saw = self.explain(problem, batch)
+            self.wiring_is_sound = True
+            if too_large(old, batch.mu_logprobs, self.config.precision):
+                raise MismatchGrew(saw)
+
+    def explain(self, problem: str, batch: RolloutBatch) -> str:
+        """What the alarm saw, where the wiring is sound; else MismatchAlarm or HandoverFailed."""
         initial, _ = load_pretrained(self.source)
+        initial.to(self.device)
         prompts = [rollout.prompt_ids for rollout in batch.rollouts[:: self.config.rollout.group_size]]
-        explain_mismatch(problem, self.config, self.engine, initial, prompts, self.step)
+        stop_ids = self.codec.stop_ids
+        return explain_mismatch(problem, self.config, self.engine, initial, prompts, stop_ids, self.step)
 
     def train_on(self, batch: RolloutBatch) -> dict[str, float]:
         """The updates of one batch, with what is measured before and after them. Raises NonFinite."""
@@ -233,9 +258,11 @@ class Trainer:
         parts = emulated_parts(config.precision, config.rollout.engine, self.device)
         environment["emulated"] = {side: bool(names) for side, names in parts.items()}
         environment["engine"] = self.engine.description
-        prompts = self.codec.encode([problem.prompt for problem in self.evaluator.problems[:4]])
-        sampling = self.collector.sampling
-        environment["deterministic"] = is_deterministic(self.engine, self.policy.master, prompts, config.seed, sampling)
+        # Many requests at a time, as in training: engines that are deterministic for a few need not be for many.
+        prompts = self.codec.encode([problem.prompt for problem in self.evaluator.problems[:PROBED_PROBLEMS]])
+        environment["deterministic"] = is_deterministic(
+            self.engine, self.policy.master, prompts, config.rollout.group_size, config.seed, self.collector.sampling
+        )
         write_json(self.run_dir.env, environment)
 
     def _resume(self) -> None:

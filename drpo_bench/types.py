@@ -31,7 +31,7 @@ class Rollout:
     policy_version: int  # number of batches the sampling weights had been trained on
     topk_ids: Tensor | None = None  # [n, K] int64, mu's likeliest tokens at each position, if asked for
     topk_mu_logprobs: Tensor | None = None  # [n, K] float32, theirs
-    routes: Tensor | None = None  # [prompt + n - 1, layers, experts] uint8, the experts that the engine chose
+    routes: Tensor | None = None  # [prompt + n - 1, layers, experts] int16, the experts that the engine chose
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def test_a_gpu_that_torch_does_not_use_is_told(quiet, installed, monkeypatch, tm
 def test_a_good_machine_has_no_problem_and_says_what_more_there_is(quiet, installed, tmp_path):
     installed(GOOD)
     assert told(tmp_path) == [
-        ("more", "trl: the losses in TRL", "pip install 'drpo-bench[trl]'"),
+        ("more", "trl: the losses in TRL", "pip install -e '.[trl]'"),
         ("more", "verl: the losses in verl", "make test-peers"),
         ("more", "ray: runs on many machines", "pip install ray"),
         ("more", "submitit: runs under Slurm", "pip install submitit"),
@@ -208,7 +208,7 @@ def test_builds_that_fit_each_other_are_left_alone(installed, torch_build, visio
 def test_on_a_gpu_vllm_comes_by_the_extra(gpus, installed, tmp_path):
     gpus((8, 0))
     installed({"torch": "2.13.0", "numpy": "2.3.5"})
-    assert ("more", "vllm: rollouts by vLLM", "pip install 'drpo-bench[vllm]'") in told(tmp_path)
+    assert ("more", "vllm: rollouts by vLLM", "pip install -e '.[vllm]'") in told(tmp_path)
     installed({"torch": "2.13.0", "numpy": "2.3.5", "vllm": "0.32.0"})
     assert not [what for _, what, _ in told(tmp_path) if "vllm" in what]
 

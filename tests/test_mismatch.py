@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from drpo_bench.analysis.mismatch_figures import label, matrix_figure, matrix_norm, number
 from drpo_bench.cli import app
-from drpo_bench.config import ModelConfig
+from drpo_bench.config import ModelConfig, RunConfig
 from drpo_bench.errors import UserError
 from drpo_bench.mismatch import sides as sides_module
 from drpo_bench.mismatch import tables
@@ -27,6 +27,7 @@ from drpo_bench.task_configs import ArithmeticConfig
 from drpo_bench.tasks import make_task
 
 CPU = torch.device("cpu")
+CONFIG = RunConfig.model_validate({"experiment": {"name": "mismatch"}})
 TOKENS = torch.tensor([0, 1])
 EVERYTHING = torch.tensor([[0, 1, 2], [2, 1, 0]])  # each side lists the whole vocabulary, in its own order
 ONE_ENGINE = "trainer:fp32,torch:fp32,torch:fp8"
@@ -130,15 +131,20 @@ def test_the_control_is_exact_and_hears_one_bit():
 def test_wrong_sides_are_told_in_a_line(text, message, monkeypatch):
     monkeypatch.setattr(sides_module, "has_vllm", lambda: False)
     with pytest.raises(UserError) as caught:
-        parse_sides(text, "cpu")
+        parse_sides(text, CONFIG)
     assert str(caught.value) == message
 
 
 def test_default_sides_have_vllm_where_it_is_installed(monkeypatch):
     for installed in (False, True):
         monkeypatch.setattr(sides_module, "has_vllm", lambda installed=installed: installed)
-        names = [side.name for side in parse_sides(None, "cpu")]
+        names = [side.name for side in parse_sides(None, CONFIG)]
         assert names[0] == "trainer:fp32" and ("vllm:bf16" in names) == installed
+    hybrid = CONFIG.model_copy(update={"model": ModelConfig(architecture="qwen3_next")})
+    names = [side.name for side in parse_sides(None, hybrid)]
+    assert "vllm:bf16" in names and "vllm:fp16" not in names
+    with pytest.raises(UserError, match=r"--sides vllm:fp32: .* qwen3_next in bf16 only"):
+        parse_sides("torch:fp32,vllm:fp32", hybrid)
     with pytest.raises(UserError, match=r"--sampler trainer:bf16: the trainer does not sample; use torch:bf16"):
         parse_sampler("trainer:bf16")
 

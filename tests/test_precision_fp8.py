@@ -106,5 +106,5 @@ def test_masters_stay_fp32_and_only_the_decoders_layers_are_fp8(model, native, m
 def test_hardware_fp8_without_torchao_names_the_extra(model, monkeypatch):
     monkeypatch.setattr(precision_fp8, "is_native", lambda dtype, device: True)
     monkeypatch.setattr(precision_fp8, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'drpo-bench\[fp8\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[fp8\]'"):
         Policy(copy.deepcopy(model), "fp8", CPU)

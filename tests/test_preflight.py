@@ -56,7 +56,8 @@ def plain_cpu(monkeypatch):
         (
             "trainer = 'fp32'\nrollout = { dtype = 'fp32', fp8_weights = true, fp8_kv = true }",
             "precision.rollout: this CPU can only emulate fp8 weights and fp8 keys and values; "
-            "the torch engine multiplies fp8 on no device: set rollout.engine = 'vllm', whose kernels do, or set",
+            "run on a GPU with compute capability 8.9 or above and set rollout.engine = 'vllm', which has kernels for "
+            "it there, or set",
         ),
     ],
 )  # fmt: skip
@@ -164,12 +165,35 @@ def test_a_checkpoint_whose_architecture_vllm_does_not_run_is_told(tmp_path, wit
         preflight(engine_plan(tmp_path, model=f'name = "{tmp_path / "model"}"'))
 
 
+def test_fp8_in_vllm_is_refused_on_a_gpu_that_would_leave_activations_in_16_bits(tmp_path, with_vllm, monkeypatch):
+    pretend_gpu(monkeypatch)
+    tables = {"runtime": 'device = "cuda"', "precision": 'preset = "fp8_rollout"'}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    preflight(engine_plan(tmp_path, **tables))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    with pytest.raises(UserError, match=r"precision\.rollout: fp8 in vLLM needs a GPU with compute capability 8\.9"):
+        preflight(engine_plan(tmp_path, **tables))
+
+
+def test_more_positions_than_the_model_has_are_told(tmp_path, with_vllm):
+    with pytest.raises(UserError, match=r"together \(2560\) are more than the 2048 positions"):
+        preflight(engine_plan(tmp_path, rollout="max_new_tokens = 2048"))
+
+
+def test_experts_of_any_checkpoint_have_no_fp8_on_a_cpu(tmp_path, with_vllm):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "mixtral", "num_local_experts": 8}')
+    tables = {"model": f'name = "{tmp_path / "model"}"', "precision": 'preset = "fp8_rollout"'}
+    with pytest.raises(UserError, match="no fp8 for the experts of mixtral"):
+        preflight(engine_plan(tmp_path, **tables))
+
+
 def test_a_gpu_that_is_too_small_is_told(tmp_path, with_vllm, monkeypatch):
     pretend_gpu(monkeypatch, gib=1)
     tables = {"model": 'name = "small"', "runtime": 'device = "cuda"'}
     preflight(engine_plan(tmp_path, **tables))  # 30 M parameters take half a GiB
-    with pytest.raises(UserError, match=r"needs about 1 GiB of GPU memory \(0\.0 billion parameters\), this GPU has 1"):
-        preflight(engine_plan(tmp_path, rollout="vllm = { sleep = false, gpu_memory_fraction = 0.8 }", **tables))
+    with pytest.raises(UserError, match=r"needs about 1 GiB .* this GPU has 1; .* lower rollout\.vllm\.gpu_memory_fr"):
+        preflight(engine_plan(tmp_path, rollout="vllm = { gpu_memory_fraction = 0.8 }", **tables))
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "qwen3"}')
     with open(tmp_path / "model" / "model.safetensors", "wb") as weights:

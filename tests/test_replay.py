@@ -68,6 +68,15 @@ def test_replay_without_experts_is_refused(tiny_config):
         tiny_config(train={"routing_replay": "R3"})
 
 
+def test_replay_in_a_checkpoint_without_such_routers_is_an_error_at_the_start(tiny_config, tmp_path, warmstart_cache):
+    finished = tiny_config(train={"steps": 1})
+    train(finished, tmp_path, warmstart_cache)
+    checkpoint = tmp_path / "runs" / finished.run_id / "checkpoints" / "step_1"
+    config = tiny_config(model={"name": str(checkpoint)}, train={"routing_replay": "R3"})
+    with pytest.raises(ValueError, match=r"train\.routing_replay: Qwen3ForCausalLM has no router"):
+        train(config, tmp_path, warmstart_cache)
+
+
 def test_replay_without_routes_is_an_error_and_no_silent_own_choice():
     rollouts = [Rollout(0, (1, 2), (3,), torch.zeros(1), True, 0)]
     batch = RolloutBatch(0, rollouts, torch.zeros(1, 1))

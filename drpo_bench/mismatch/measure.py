@@ -59,7 +59,7 @@ def measure(request: Request) -> Path:
     config = resolve(request.model, request.architecture, request.task, request.seed, request.threads, request.device)
     if request.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here")
-    sides, sampler = parse_sides(request.sides, request.device), parse_sampler(request.sampler)
+    sides, sampler = parse_sides(request.sides, config), parse_sampler(request.sampler)
     out = request.out or Path("results") / "mismatch" / default_name(config)
     check_out(out)
     torch.set_num_threads(request.threads)

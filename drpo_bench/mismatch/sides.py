@@ -9,9 +9,11 @@ from typing import get_args
 
 import torch
 
+from drpo_bench.config import RunConfig
 from drpo_bench.errors import UserError, did_you_mean
 from drpo_bench.precision import emulated_rollout, emulated_trainer
-from drpo_bench.precision_configs import RolloutPrecision, TrainerDtype
+from drpo_bench.precision_configs import PrecisionConfig, RolloutPrecision, TrainerDtype
+from drpo_bench.vllm_limits import vllm_misfit
 
 TRAINER_FORMATS: tuple[str, ...] = get_args(TrainerDtype)
 ENGINE_FORMATS = {
@@ -45,12 +47,10 @@ class Side:
         return ENGINE_FORMATS[self.format]
 
     def is_emulated(self, device: torch.device) -> bool:
-        """Whether the device rounds onto the format's grid instead of computing in it; vLLM brings its own kernels."""
-        if self.engine == "vllm":
-            return False
+        """Whether the device rounds onto the format's grid instead of computing in it."""
         if self.engine == "trainer":
             return bool(emulated_trainer(self.format, device))
-        return bool(emulated_rollout(self.precision, device))
+        return bool(emulated_rollout(self.precision, device, self.engine))
 
 
 def has_vllm() -> bool:
@@ -74,17 +74,35 @@ def parse_side(text: str, option: str) -> Side:
     return Side(engine, number_format)
 
 
-def parse_sides(text: str | None, device: str) -> list[Side]:
-    """`--sides a:x,b:y`; by default the trainer's formats, two of the torch engine's, and vLLM's if it is installed."""
+def parse_sides(text: str | None, config: RunConfig) -> list[Side]:
+    """`--sides a:x,b:y`; by default the trainer's formats, two of the torch engine's, and what vLLM can, if installed.
+
+    Raises UserError for a side that vLLM cannot compute for the model of `config`.
+    """
     if text is None:
-        text = f"{DEFAULT},{DEFAULT_VLLM[device]}" if has_vllm() else DEFAULT
+        defaults = [parse_side(part, "--sides") for part in DEFAULT.split(",")]
+        if has_vllm():
+            of_vllm = [parse_side(part, "--sides") for part in DEFAULT_VLLM[config.runtime.device].split(",")]
+            defaults += [side for side in of_vllm if misfit(side, config) is None]
+        return defaults
     sides = [parse_side(part.strip(), "--sides") for part in text.split(",")]
+    for side in sides:
+        if problem := misfit(side, config):
+            raise UserError(f"--sides {side.name}: {problem}")
     twice = [side.name for side in dict.fromkeys(sides) if sides.count(side) > 1]
     if twice:
         raise UserError(f"--sides: {twice[0]} is named twice; every side is compared with itself anyway")
     if len(sides) < 2:
         raise UserError(f"--sides {text}: name at least two")
     return sides
+
+
+def misfit(side: Side, config: RunConfig) -> str | None:
+    """Why vLLM cannot compute this side for the model of `config`, if it cannot."""
+    if side.engine != "vllm":
+        return None
+    precision = PrecisionConfig(trainer="fp32", rollout=side.precision)
+    return vllm_misfit(config.model_copy(update={"precision": precision}))
 
 
 def parse_sampler(text: str) -> Side:

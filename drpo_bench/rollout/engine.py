@@ -26,7 +26,7 @@ class Response:
     truncated: bool
     topk_ids: Tensor | None = None
     topk_logprobs: Tensor | None = None
-    routes: Tensor | None = None  # [prompt + n - 1, layers, experts] uint8: the experts chosen at each position
+    routes: Tensor | None = None  # [prompt + n - 1, layers, experts] int16: the experts chosen at each position
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 
 from drpo_bench.precision_configs import RolloutPrecision
 from drpo_bench.rollout.engine import RolloutEngine
+from drpo_bench.rollout.handover import LENGTH, check_handover
 from drpo_bench.rollout.torch_engine import TorchEngine
 from drpo_bench.rollout_configs import RolloutConfig
 
@@ -18,15 +19,19 @@ if TYPE_CHECKING:
 def make_engine(
     model: PreTrainedModel, config: RolloutConfig, precision: RolloutPrecision, device: torch.device
 ) -> RolloutEngine:
-    """An engine with the weights of an fp32 model. A vLLM engine has shown that it follows them: see `handover`."""
+    """An engine with the weights of an fp32 model, which it has shown to follow: see `handover`."""
+    engine: RolloutEngine
+    longest, by_kind = (LENGTH, config.max_new_tokens), False
     if config.engine == "torch":
-        return TorchEngine(model, precision, device)
-    from drpo_bench.rollout.handover import check_handover
-    from drpo_bench.rollout.vllm_engine import VllmEngine
+        engine = TorchEngine(model, precision, device)
+    else:
+        from drpo_bench.rollout.vllm_engine import VllmEngine
 
-    engine = VllmEngine(model, precision, config.vllm, config.max_new_tokens, device)
+        engine = VllmEngine(model, precision, config.vllm, config.max_new_tokens, device)
+        longest = (config.vllm.max_prompt_tokens, config.max_new_tokens)
+        by_kind = not engine.rebuild  # started anew for each hand-over: all kinds arrive, or none
     try:
-        check_handover(engine, model)
+        check_handover(engine, model, by_kind, longest)
     except BaseException:
         engine.close()
         raise

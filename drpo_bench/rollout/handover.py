@@ -18,7 +18,7 @@ from drpo_bench.rollout.engine import RolloutEngine, Sampling, sample_seeds
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PROMPTS, LENGTH, NEW_TOKENS = 8, 8, 8
+PROMPTS, LENGTH = 8, 8  # of the probe: random prompts, and as many new tokens as the run's longest allows
 
 
 class HandoverFailed(RuntimeError):
@@ -34,16 +34,21 @@ def weight_groups(model: PreTrainedModel) -> dict[str, list[Tensor]]:
 
 
 @torch.no_grad()
-def check_handover(engine: RolloutEngine, model: PreTrainedModel) -> dict[str, tuple[float, float]]:
-    """Raise HandoverFailed if the engine keeps old weights of any kind.
+def check_handover(
+    engine: RolloutEngine, model: PreTrainedModel, by_kind: bool = True, longest: tuple[int, int] = (LENGTH, LENGTH)
+) -> dict[str, tuple[float, float]]:
+    """Raise HandoverFailed if the engine keeps old weights of any kind; not `by_kind`, if it follows none at all.
 
-    For each kind: change it, hand it over, sample, and compare the engine's logprobs with the model's. An engine that
-    did not follow is off by the whole effect of the change; one that did by its rounding alone. Returns (error, effect)
-    of each kind in nats. The model's weights are the same afterwards, bit for bit, and the engine has them.
+    For each kind: change it in all layers, hand it over, sample, and compare the engine's logprobs with the model's. An
+    engine that did not follow is off by the whole effect of the change; one that did by its rounding alone. A kind that
+    is stale in few of many layers, and buffers, are not seen. `longest`: tokens of prompt and response that the engine
+    takes. Returns (error, effect) of each kind in nats. The model's weights are the same afterwards, bit for bit, and
+    the engine has them.
     """
     stale, measured = [], {}
+    lengths = (min(LENGTH, longest[0]), min(LENGTH, longest[1]))
     groups = weight_groups(model)
-    if getattr(engine, "rebuild", False):  # started anew for each hand-over: all kinds arrive, or none
+    if not by_kind:
         groups = {"all weights": [parameter for group in groups.values() for parameter in group]}
     for number, (name, parameters) in enumerate(groups.items()):
         saved = [parameter.clone() for parameter in parameters]
@@ -53,13 +58,13 @@ def check_handover(engine: RolloutEngine, model: PreTrainedModel) -> dict[str, t
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
                 parameter.add_(noise * strength(parameter))
             engine.load_weights(model)
-            ids, theirs = sampled(engine, model.config.vocab_size)
-            ours = logprobs_of(model, ids)
+            ids, theirs = sampled(engine, model.config.vocab_size, lengths)
+            ours = logprobs_of(model, ids, lengths[0])
         finally:
             for parameter, values in zip(parameters, saved, strict=True):
                 parameter.copy_(values)
         error = float((theirs - ours).abs().mean())
-        effect = float((logprobs_of(model, ids) - ours).abs().mean())
+        effect = float((logprobs_of(model, ids, lengths[0]) - ours).abs().mean())
         measured[name] = (error, effect)
         if not error < max(effect / 2, 1e-5):
             stale.append(f"{name} (off by {error:.3g}, the change makes {effect:.3g})")
@@ -79,21 +84,21 @@ def strength(parameter: Tensor) -> float:
     return max(1.0, float(parameter.abs().mean()))
 
 
-def sampled(engine: RolloutEngine, vocab_size: int) -> tuple[Tensor, Tensor]:
+def sampled(engine: RolloutEngine, vocab_size: int, lengths: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Sequences [P, T] and the engine's logprobs [P, N] of the N sampled tokens at their end."""
     generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(vocab_size, (PROMPTS, LENGTH), generator=generator)
-    sampling = Sampling(1.0, NEW_TOKENS, stop_ids=())
+    prompts = torch.randint(vocab_size, (PROMPTS, lengths[0]), generator=generator)
+    sampling = Sampling(1.0, lengths[1], stop_ids=())
     seeds = sample_seeds(0, "handover", 0, PROMPTS, 1)
     responses = [row[0] for row in engine.generate(prompts.tolist(), 1, seeds, sampling)]
     tokens = torch.tensor([response.token_ids for response in responses])
     return torch.cat([prompts, tokens], 1), torch.stack([response.logprobs for response in responses])
 
 
-def logprobs_of(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """The model's own logprobs [P, N] of the last N tokens of each row."""
+def logprobs_of(model: PreTrainedModel, ids: Tensor, prompt: int) -> Tensor:
+    """The model's own logprobs [P, N] of the tokens of each row after its prompt."""
     ids = ids.to(next(model.parameters()).device)
     rows, width = ids.shape
     logits = response_logits(model, ids, torch.arange(rows * width, device=ids.device)).view(rows, width, -1)
-    log_probs = logits[:, LENGTH - 1 : -1].log_softmax(-1)
-    return log_probs.gather(-1, ids[:, LENGTH:, None]).squeeze(-1).cpu()
+    log_probs = logits[:, prompt - 1 : -1].log_softmax(-1)
+    return log_probs.gather(-1, ids[:, prompt:, None]).squeeze(-1).cpu()

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drpo_bench.precision import emulated_rollout
 from drpo_bench.precision_configs import RolloutPrecision
 from drpo_bench.rollout.engine import Response, Sampling
-from drpo_bench.rollout.vllm_routes import GateReader
+from drpo_bench.rollout.vllm_routes import GATES, GateReader
 from drpo_bench.rollout.vllm_setup import named_weights, start_llm, vllm_version
 from drpo_bench.rollout_configs import VllmConfig
 
@@ -26,11 +27,8 @@ REBUILT = ("gpt_oss",)  # architectures whose experts vLLM cannot replace in pla
 class VllmEngine:
     """Samples with vLLM's kernels from vLLM's own copy of the weights.
 
-    `emulated` is False: fp16 and fp8 are vLLM's own, also on a CPU. Close it, or use it in a `with` block: vLLM
-    gives its memory back only when it is told to.
+    Close it, or use it in a `with` block: vLLM gives its memory back only when it is told to.
     """
-
-    emulated = False
 
     def __init__(
         self,
@@ -41,6 +39,7 @@ class VllmEngine:
         device: torch.device,
     ) -> None:
         self.description = vllm_version()
+        self.emulated = bool(emulated_rollout(precision, device, "vllm"))
         self.precision, self.config, self.device = precision, config, device
         self.max_new_tokens = max_new_tokens
         self.shapes = {name: tuple(weight.shape) for name, weight in named_weights(model).items()}
@@ -49,6 +48,7 @@ class VllmEngine:
         self.sleeps = config.sleep and device.type == "cuda"
         self.rebuild = device.type == "cpu" and model.config.model_type in REBUILT
         self.experts = int(getattr(model.config, "num_experts_per_tok", None) or 0)
+        self.reads_gates = model.config.model_type in GATES
         self._llm: Any = None
         self._start(model)
 
@@ -62,7 +62,7 @@ class VllmEngine:
         self._llm = start_llm(model, self.precision, self.config, self.max_new_tokens, self.device)
         self._finalizer = weakref.finalize(self, shut_down, self._llm)
         on_cpu = self.device.type == "cpu"
-        self._gates = GateReader(self._llm, self.experts) if self.experts and on_cpu else None
+        self._gates = GateReader(self._llm, self.experts) if self.reads_gates and on_cpu else None
 
     def load_weights(self, model: PreTrainedModel, version: int = 0) -> None:
         """Take over the weights of an fp32 model, in memory; what was cached with the old ones is dropped.
@@ -189,7 +189,7 @@ class VllmEngine:
     def close(self) -> None:
         """Give the memory back; the engine is gone."""
         if self._llm is not None:
-            self._llm = None
+            self._llm = self._gates = None
             self._finalizer()
 
 

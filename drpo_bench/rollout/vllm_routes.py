@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-GATES = ("mlp.gate", "mlp.router")
+# Architectures whose experts are the largest of their gate's logits; others tell no routes.
+GATES = {"qwen3_moe": "mlp.gate", "qwen2_moe": "mlp.gate", "qwen3_next": "mlp.gate", "gpt_oss": "mlp.router"}
 
 
 class GateReader:
@@ -21,7 +22,8 @@ class GateReader:
         self.experts = experts
         self.runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]
         model = self.runner.get_model()
-        self.gates = [module for name, module in model.named_modules() if name.endswith(GATES)]
+        names = tuple(GATES.values())
+        self.gates = [module for name, module in model.named_modules() if name.endswith(names)]
         self.step: list[Tensor] = []  # routes [tokens, experts] of the layers of this step so far
         self.routes: dict[str, dict[int, Tensor]] = {}  # by request and position: [layers, experts]
         for gate in self.gates:
@@ -29,7 +31,7 @@ class GateReader:
 
     def _read(self, gate: Any, args: Any, output: Any) -> None:
         logits = output[0] if isinstance(output, tuple) else output
-        self.step.append(logits.float().topk(self.experts, dim=-1).indices.to(torch.uint8))
+        self.step.append(logits.float().topk(self.experts, dim=-1).indices.to(torch.int16))
         if len(self.step) == len(self.gates):
             self._file(torch.stack(self.step, 1))
             self.step.clear()

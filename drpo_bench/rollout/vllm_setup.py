@@ -15,6 +15,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from drpo_bench.precision import has_fp8
 from drpo_bench.precision_configs import RolloutPrecision
 from drpo_bench.rollout_configs import VllmConfig
 
@@ -25,18 +26,20 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 LOAD_FORMAT = "drpo_bench_memory"
 CPU_BLOCK = 128  # tokens of a block of the KV cache on a CPU
 MINIMUM_CACHE = 2**28
+MEMORY_SHARE = 0.8  # of the free memory that a cache may take
 WEIGHTS: dict[str, Tensor] = {}  # what the loader below reads while an engine starts
 
 
 def import_vllm() -> Any:
     """The module, set up for an engine inside this process.
 
-    Variables that the user has set stay as they are. torch.compile is off on a CPU: one kernel would take 14 s to
+    Other variables that the user has set stay as they are. torch.compile is off on a CPU: one kernel would take 14 s to
     compile, and eager decoding is as fast.
     """
-    settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    settings = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights in memory need the engine in this process
     if not torch.cuda.is_available():
         from torch._dynamo import config
 
@@ -98,11 +101,16 @@ def start_llm(
     vllm = import_vllm()
     max_length = config.max_prompt_tokens + max_new_tokens
     limit = getattr(model.config, "max_position_embeddings", None) or max_length
+    if max_length > limit:
+        raise ValueError(
+            f"rollout.vllm.max_prompt_tokens ({config.max_prompt_tokens}) and max_new_tokens ({max_new_tokens}) are "
+            f"more than the {limit} positions of the model"
+        )
     memory: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_fraction, "enable_sleep_mode": config.sleep}
     if device.type == "cuda" and getattr(model.config, "num_experts_per_tok", None):
         memory["enable_return_routed_experts"] = True
     if device.type == "cpu":
-        memory = {"kv_cache_memory_bytes": cache_bytes(model, precision, config, min(max_length, limit))}
+        memory = {"kv_cache_memory_bytes": cache_bytes(model, precision, config, max_length)}
     with tempfile.TemporaryDirectory() as directory, process_as_it_was(), weights_in_reach(model):
         save_config(model, Path(directory))
         return vllm.LLM(
@@ -110,15 +118,16 @@ def start_llm(
             load_format=LOAD_FORMAT,
             runner="generate",
             dtype=DTYPES[precision.dtype],
-            quantization=quantization(precision),
+            quantization=quantization(precision, device),
             kv_cache_dtype="fp8" if precision.fp8_kv else "auto",
-            max_model_len=min(max_length, limit),
+            max_model_len=max_length,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=max(8192, max_length),
             enforce_eager=device.type == "cpu",
             enable_prefix_caching=config.prefix_caching and caches_prefixes(model, device),
             logprobs_mode="processed_logprobs",  # after the temperature: those of the distribution that was sampled
             max_logprobs=-1,
+            hf_overrides={"head_dtype": "float32"},  # as in the trainer: the default head would round its logits
             skip_tokenizer_init=True,
             generation_config="vllm",  # a checkpoint's own sampling defaults would change mu
             seed=0,
@@ -126,8 +135,10 @@ def start_llm(
         )
 
 
-def quantization(precision: RolloutPrecision) -> str | None:
+def quantization(precision: RolloutPrecision, device: torch.device) -> str | None:
     """vLLM's fp8: e4m3 weights with a scale an output channel, e4m3 inputs with a scale a token; both or neither."""
+    if precision.has_fp8 and device.type == "cuda" and not has_fp8(device):
+        raise ValueError("precision.rollout: fp8 in vLLM needs a GPU with compute capability 8.9 or above")
     if precision.fp8_weights != precision.fp8_activations:
         raise ValueError(
             "precision.rollout: vLLM quantises weights and activations together; set fp8_weights and fp8_activations "
@@ -152,14 +163,23 @@ def save_config(model: PreTrainedModel, directory: Path) -> None:
 
 
 def cache_bytes(model: PreTrainedModel, precision: RolloutPrecision, config: VllmConfig, max_length: int) -> int:
-    """KV cache on a CPU: room for `max_num_seqs` of the longest sequences, at most a quarter of the free memory."""
+    """KV cache on a CPU: room for `max_num_seqs` of the longest sequences, so that none ever has to wait.
+
+    Never less than that: what a run samples would depend on the memory that was free. Raises ValueError instead.
+    """
     text = model.config
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     size = 1 if precision.fp8_kv else 4 if precision.dtype == "fp32" else 2
     blocks = config.max_num_seqs * -(-max_length // CPU_BLOCK)
     needed = blocks * CPU_BLOCK * 2 * text.num_hidden_layers * heads * head_dim * size
-    return int(min(max(needed, MINIMUM_CACHE), psutil.virtual_memory().available // 4))
+    free = psutil.virtual_memory().available
+    if needed > MEMORY_SHARE * free:
+        raise ValueError(
+            f"rollout.vllm.max_num_seqs: the cache of {config.max_num_seqs} sequences of {max_length} tokens takes "
+            f"{needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free; lower it, or max_prompt_tokens"
+        )
+    return max(int(needed), MINIMUM_CACHE)
 
 
 @contextmanager

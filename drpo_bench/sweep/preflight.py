@@ -6,9 +6,10 @@ from pathlib import Path
 
 from drpo_bench.config import SIZES, RunConfig
 from drpo_bench.errors import UserError, did_you_mean
-from drpo_bench.sweep.engine_checks import check_engine, check_gpu_memory, model_type
+from drpo_bench.sweep.engine_checks import check_engine, check_gpu_memory
 from drpo_bench.sweep.plan import Experiment
 from drpo_bench.tasks import distinct_problems, make_task
+from drpo_bench.vllm_limits import model_type
 
 
 def preflight(experiment: Experiment) -> None:
@@ -36,17 +37,21 @@ def preflight(experiment: Experiment) -> None:
 
 def check_formats(run: RunConfig, source: str) -> None:
     """The device has the run's number formats, or may emulate them; torch is imported only where that is in doubt."""
-    if run.runtime.allow_emulation and (run.precision.trainer, run.runtime.device) != ("fp8", "cuda"):
+    has_gpu_fp8 = run.runtime.device == "cuda" and (run.precision.trainer == "fp8" or run.precision.rollout.has_fp8)
+    if run.runtime.allow_emulation and not has_gpu_fp8:
         return
     import torch
 
-    from drpo_bench.precision import is_native, refuse_emulation
+    from drpo_bench.precision import has_fp8, is_native, refuse_emulation
     from drpo_bench.precision_fp8 import require_torchao
 
     device = torch.device(run.runtime.device)
     try:
         if run.precision.trainer == "fp8" and is_native("fp8", device):
             require_torchao()
+        on_vllm = run.rollout.engine == "vllm" and run.precision.rollout.has_fp8
+        if on_vllm and device.type == "cuda" and not has_fp8(device):
+            raise ValueError("precision.rollout: fp8 in vLLM needs a GPU with compute capability 8.9 or above")
         if not run.runtime.allow_emulation:
             refuse_emulation(run.precision, run.rollout.engine, device)
     except ValueError as error:

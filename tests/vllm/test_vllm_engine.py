@@ -16,10 +16,11 @@ from drpo_bench.precision_configs import PrecisionConfig, RolloutPrecision
 from drpo_bench.rollout import vllm_engine
 from drpo_bench.rollout.alarm import find_mismatch
 from drpo_bench.rollout.engine import Sampling, sample_seeds
+from drpo_bench.rollout.engines import make_engine
 from drpo_bench.rollout.handover import HandoverFailed, check_handover
 from drpo_bench.rollout.torch_engine import TorchEngine
 from drpo_bench.rollout.vllm_engine import VllmEngine
-from drpo_bench.rollout_configs import VllmConfig
+from drpo_bench.rollout_configs import RolloutConfig, VllmConfig
 from drpo_bench.scoring import score
 from drpo_bench.types import Rollout
 
@@ -176,6 +177,25 @@ def test_another_shape_is_an_error_that_names_the_tensor(engine):
     wider = build_model(ModelConfig(), vocab_size=208, seed=0)
     with pytest.raises(ValueError, match=r"weight lm_head\.weight: the trainer's shape is \(208, 96\), .* \(200, 96\)"):
         engine.load_weights(wider)
+
+
+def test_short_prompts_and_responses_can_be_checked_too(model):
+    config = RolloutConfig(engine="vllm", max_new_tokens=4, vllm=VllmConfig(max_num_seqs=8, max_prompt_tokens=6))
+    engine = make_engine(model, config, RolloutPrecision(dtype="fp32"), CPU)
+    assert engine.version == 0
+    engine.close()
+    assert engine._gates is None
+
+
+def test_more_positions_than_the_model_has_are_an_error(model):
+    with pytest.raises(ValueError, match=r"more than the 2048 positions of the model"):
+        VllmEngine(model, RolloutPrecision(dtype="fp32"), SETTINGS, 1900, CPU)
+
+
+def test_a_cache_that_does_not_fit_is_an_error_and_no_smaller_one(model):
+    config = VllmConfig(max_num_seqs=100_000, max_prompt_tokens=2000)
+    with pytest.raises(ValueError, match=r"rollout\.vllm\.max_num_seqs: the cache of 100000 sequences .* lower it"):
+        VllmEngine(model, RolloutPrecision(dtype="fp32"), config, 24, CPU)
 
 
 def test_a_prompt_that_is_too_long_is_an_error_that_names_the_field(engine):
