@@ -120,9 +120,11 @@ def bench(
 @app.command()
 def mismatch(
     model: Annotated[str, typer.Argument(metavar="CHECKPOINT_OR_SIZE", help="A directory, or nano to small.")],
-    architecture: Annotated[str, typer.Option(help="Of a size; its warm start is trained unless cached.")] = "qwen3",
+    architecture: Annotated[
+        str | None, typer.Option(help="Of a size: qwen3 by default; its warm start is trained (minutes) unless cached.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Held-out problems; the checkpoint's own, or arithmetic.")] = None,
-    sides: Annotated[str | None, typer.Option(help="trainer:fp32,torch:fp8,vllm:bf16; default: what there is.")] = None,
+    sides: Annotated[str | None, typer.Option(help="Of trainer, torch, vllm: trainer:fp32,vllm:fp8_kv.")] = None,
     sampler: Annotated[str, typer.Option(help="The engine that samples the sequences, once.")] = "torch:fp32",
     problems: Annotated[int, typer.Option(min=1, help="Problems.")] = 64,
     samples: Annotated[int, typer.Option(min=1, help="Responses a problem.")] = 4,

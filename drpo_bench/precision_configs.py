@@ -34,7 +34,10 @@ class RolloutPrecision(Frozen):
     dtype: Dtype = Field(default="bf16", description="Format of weights and activations.")
     fp8_weights: bool = Field(default=False, description="e4m3 weights, one scale an output channel.")
     fp8_activations: bool = Field(default=False, description="e4m3 inputs, one dynamic scale a token.")
-    fp8_kv: bool = Field(default=False, description="e4m3 keys and values in the cache, a scale a token and head.")
+    fp8_kv: bool = Field(
+        default=False,
+        description="e4m3 keys and values in the cache; a scale a token and head in the torch engine, none in vLLM.",
+    )
 
     @property
     def has_fp8(self) -> bool:

@@ -139,11 +139,30 @@ def test_other_causal_models_work(model_type):
 
 @pytest.mark.parametrize(
     ("model_type", "fields"),
-    [("gemma2", {"head_dim": 16, "final_logit_softcapping": 2.0}), ("granite", {"logits_scaling": 4.0})],
+    [
+        ("gemma2", {"head_dim": 16}),
+        ("gemma2", {"head_dim": 16, "final_logit_softcapping": 2.0}),
+        ("granite", {"logits_scaling": 4.0}),
+    ],
 )
 def test_capped_or_scaled_logits_are_refused_with_the_reason(model_type, fields):
-    with pytest.raises(ValueError, match=r"model\.name: mine: \w+ scales or caps the logits of its head"):
+    """A cap of 30, gemma2's default, shows in no logit of a random model: its config tells."""
+    with pytest.raises(ValueError, match=r"model\.name: mine: \w+ = \d+ caps or scales the logits of its head"):
         check_model(other(model_type, **fields), "mine")
+
+
+def test_logits_that_are_more_than_the_heads_are_refused_whatever_the_config_says(monkeypatch):
+    model = other("qwen2")
+    real = type(model).forward
+
+    def doubled(self, *args, **kwargs):
+        output = real(self, *args, **kwargs)
+        output.logits = 2 * output.logits
+        return output
+
+    monkeypatch.setattr(type(model), "forward", doubled)
+    with pytest.raises(ValueError, match=r"mine: \w+ scales or caps the logits of its head"):
+        check_model(model, "mine")
 
 
 def test_a_model_that_looks_ahead_is_refused(monkeypatch):

@@ -155,8 +155,6 @@ def test_a_good_machine_has_no_problem_and_says_what_more_there_is(quiet, instal
     assert told(tmp_path) == [
         ("more", "trl: the losses in TRL", "pip install -e '.[trl]'"),
         ("more", "verl: the losses in verl", "make test-peers"),
-        ("more", "ray: runs on many machines", "pip install ray"),
-        ("more", "submitit: runs under Slurm", "pip install submitit"),
     ]
     assert "finds all it needs" in text(tmp_path)
 

@@ -17,7 +17,7 @@ FLOORS = {
     "correction_configs": 0, "loss_presets": 0, "rollout_configs": 0,
     "types": 1, "ops": 1,
     "advantages": 2, "losses": 2, "batching": 2, "metrics": 2, "tasks": 2, "collapse": 2,
-    "architectures": 3, "vllm_limits": 3, "precision": 3, "precision_fp8": 3, "precision_experts": 3,
+    "architectures": 3, "limits": 3, "precision": 3, "precision_fp8": 3, "precision_experts": 3,
     "models": 3, "model_check": 3, "head": 3,
     "text": 3, "rollout": 3, "scoring": 3, "routing": 3, "evaluate": 3,
     "warmstart": 3, "optim": 3,

@@ -104,12 +104,12 @@ def pretend_gpu(monkeypatch, gib=80):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
 
 
-def engine_plan(tmp_path, **tables):
-    """A plan of one run with the vLLM engine; keyword arguments are TOML lines by table."""
+def engine_plan(tmp_path, engine="vllm", **tables):
+    """A plan of one run with an engine; further keyword arguments are TOML lines by table."""
     tables.setdefault("rollout", "")
     text = '[experiment]\nname = "study"\n'
     for table, lines in tables.items():
-        text += f"[{table}]\n{lines}\n" + ('engine = "vllm"\n' if table == "rollout" else "")
+        text += f"[{table}]\n{lines}\n" + (f'engine = "{engine}"\n' if table == "rollout" else "")
     path = tmp_path / "study.toml"
     path.write_text(text)
     return load_experiment(str(path), [], [])
@@ -186,6 +186,29 @@ def test_experts_of_any_checkpoint_have_no_fp8_on_a_cpu(tmp_path, with_vllm):
     tables = {"model": f'name = "{tmp_path / "model"}"', "precision": 'preset = "fp8_rollout"'}
     with pytest.raises(UserError, match="no fp8 for the experts of mixtral"):
         preflight(engine_plan(tmp_path, **tables))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ('"model_type": "gemma2"', "final_logit_softcapping = 30 caps or scales the logits"),
+        ('"model_type": "granite", "logits_scaling": 8.0', "logits_scaling = 8 caps or scales the logits"),
+        ('"model_type": "bert"', "type 'bert' is an encoder"),
+        ('"model_type": "vit"', "is of type 'vit', which is no causal language model"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_trained_is_told_with_the_reason(tmp_path, fields, message):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{" + fields + "}")
+    with pytest.raises(UserError, match=message):
+        preflight(engine_plan(tmp_path, model=f'name = "{tmp_path / "model"}"', rollout="", engine="torch"))
+
+
+def test_a_run_named_as_a_checkpoint_is_told_what_to_name(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "status.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is a run; name one of its checkpoints/step_<n>"):
+        preflight(engine_plan(tmp_path, model=f'name = "{tmp_path / "run"}"', engine="torch"))
 
 
 def test_a_gpu_that_is_too_small_is_told(tmp_path, with_vllm, monkeypatch):

@@ -14,8 +14,6 @@ COMMANDS = {
     "torchao": "{pip} install torchao",
     "trl": "{pip} install -e '.[trl]'",
     "verl": "make test-peers",  # sets up the environment that verl needs for itself
-    "ray": "{pip} install ray",
-    "submitit": "{pip} install submitit",
 }
 
 

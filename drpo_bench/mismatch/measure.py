@@ -37,7 +37,7 @@ class Request:
     """The command's options."""
 
     model: str
-    architecture: str
+    architecture: str | None
     task: str | None
     sides: str | None
     sampler: str
@@ -126,8 +126,9 @@ def compare(
 
 
 def default_name(config: RunConfig) -> str:
-    """Folder of a model: `nano-qwen3`, `step_60`."""
-    name = Path(config.model.name).name
+    """Folder of a model: `nano-qwen3`, `<run_id>-step_60`."""
+    path = Path(config.model.name)
+    name = f"{path.absolute().parents[1].name}-{path.name}" if path.name.startswith("step_") else path.name
     return f"{name}-{config.model.architecture}" if config.model.from_scratch else name
 
 

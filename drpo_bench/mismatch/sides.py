@@ -11,9 +11,9 @@ import torch
 
 from drpo_bench.config import RunConfig
 from drpo_bench.errors import UserError, did_you_mean
+from drpo_bench.limits import vllm_misfit
 from drpo_bench.precision import emulated_rollout, emulated_trainer
 from drpo_bench.precision_configs import PrecisionConfig, RolloutPrecision, TrainerDtype
-from drpo_bench.vllm_limits import vllm_misfit
 
 TRAINER_FORMATS: tuple[str, ...] = get_args(TrainerDtype)
 ENGINE_FORMATS = {
@@ -25,7 +25,7 @@ ENGINE_FORMATS = {
 }
 FORMATS = {"trainer": TRAINER_FORMATS, "torch": tuple(ENGINE_FORMATS), "vllm": tuple(ENGINE_FORMATS)}
 DEFAULT = "trainer:fp32,trainer:bf16,trainer:fp16,trainer:fp8,torch:bf16,torch:fp8"
-DEFAULT_VLLM = {"cpu": "vllm:fp32,vllm:bf16,vllm:fp16", "cuda": "vllm:bf16,vllm:fp16,vllm:fp8"}
+DEFAULT_VLLM = {"cpu": "vllm:fp32,vllm:bf16,vllm:fp16,vllm:fp8", "cuda": "vllm:bf16,vllm:fp16,vllm:fp8"}
 SAMPLER = "torch:fp32"
 
 

@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
-def resolve(model: str, architecture: str, task: str | None, seed: int, threads: int, device: str) -> RunConfig:
+def resolve(model: str, architecture: str | None, task: str | None, seed: int, threads: int, device: str) -> RunConfig:
     """The model and task as a run's config, so that a size finds the warm start that a run would train.
 
     A checkpoint of a run or a warm start brings its own task. Raises UserError; nothing is written or downloaded.
     """
     if model not in SIZES and not Path(model).is_dir() and "/" not in model:
         raise UserError(f"{model}: neither a checkpoint directory nor a size{did_you_mean(model, SIZES)}")
+    if (Path(model) / "status.json").exists():
+        raise UserError(f"{model}: is a run; name one of its checkpoints/step_<n>")
+    if architecture and model not in SIZES:
+        raise UserError(f"--architecture {architecture}: {model} is no size and has its own")
     recorded = recorded_task(Path(model)) if Path(model).is_dir() else None
     if task is None or (recorded and recorded["name"] == task):
         table = recorded or {"name": task or "arithmetic"}
@@ -34,7 +38,7 @@ def resolve(model: str, architecture: str, task: str | None, seed: int, threads:
     data = {
         "experiment": {"name": "mismatch"},
         "seed": seed,
-        "model": {"name": model, "architecture": architecture},
+        "model": {"name": model, "architecture": architecture or "qwen3"},
         "task": table,
         "runtime": {"threads": threads, "device": device},
     }

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from drpo_bench.config import RunConfig
 from drpo_bench.errors import UserError
+from drpo_bench.limits import vllm_misfit
 from drpo_bench.sweep.cost import PARAMETERS
-from drpo_bench.vllm_limits import vllm_misfit
 
 GRADIENT_BYTES = 4
 TRAINER_BYTES = 16  # a parameter: fp32 master, gradient and two AdamW moments; the compute copy is small beside them

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from drpo_bench.config import SIZES, RunConfig
 from drpo_bench.errors import UserError, did_you_mean
+from drpo_bench.limits import changes_logits, model_type
 from drpo_bench.sweep.engine_checks import check_engine, check_gpu_memory
 from drpo_bench.sweep.plan import Experiment
 from drpo_bench.tasks import distinct_problems, make_task
-from drpo_bench.vllm_limits import model_type
 
 
 def preflight(experiment: Experiment) -> None:
@@ -73,6 +73,8 @@ def check_model(run: RunConfig, source: str) -> None:
     if run.model.from_scratch:
         return
     if Path(name).is_dir():
+        if (Path(name) / "status.json").exists():
+            raise UserError(f"{source}: model.name: {name} is a run; name one of its checkpoints/step_<n>")
         if not (Path(name) / "config.json").exists():
             raise UserError(f"{source}: model.name: {name} has no config.json, so it is no checkpoint")
         check_architecture(run, source)
@@ -84,8 +86,11 @@ def check_model(run: RunConfig, source: str) -> None:
 
 def check_architecture(run: RunConfig, source: str) -> None:
     """A checkpoint of a causal language model that transformers knows; transformers is imported only for one."""
-    from transformers import __version__
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers import AutoConfig, __version__
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
 
     architecture = model_type(run)
     if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -94,3 +99,9 @@ def check_architecture(run: RunConfig, source: str) -> None:
             f"{source}: model.name: {run.model.name} is of type {architecture!r}, which is no causal language model of "
             f"transformers {__version__}{hint}"
         )
+    fields = AutoConfig.from_pretrained(run.model.name).to_dict()
+    problem = changes_logits(fields)
+    if architecture in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not fields.get("is_decoder"):
+        problem = f"type {architecture!r} is an encoder: it looks ahead"
+    if problem:
+        raise UserError(f"{source}: model.name: {run.model.name}: {problem}")

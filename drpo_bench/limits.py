@@ -1,9 +1,10 @@
-"""What vLLM 0.32 cannot run, known without importing it."""
+"""What a model's config.json tells of what cannot run, here or in vLLM 0.32; neither is imported."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from drpo_bench.architectures import CONTEXT
 from drpo_bench.config import MIXTURES, RunConfig
@@ -40,6 +41,14 @@ def vllm_misfit(run: RunConfig) -> str | None:
         return "precision.rollout.dtype: vLLM's CPU kernels compute qwen3_next in bf16 only; set it to 'bf16'"
     if reason := NO_CPU_KERNEL.get(architecture):
         return f"model: vLLM's CPU backend does not run {architecture}: {reason}"
+    return None
+
+
+def changes_logits(fields: dict[str, Any]) -> str | None:
+    """Why a model of this config is refused: its logits are not its head's, which trainer and engine here take."""
+    for field in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        if fields.get(field) not in (None, 1, 1.0):
+            return f"{field} = {fields[field]:g} caps or scales the logits of its head, which trainer and engine do not"
     return None
 
 
