@@ -27,7 +27,8 @@ REBUILT = ("gpt_oss",)  # architectures whose experts vLLM cannot replace in pla
 class VllmEngine:
     """Samples with vLLM's kernels from vLLM's own copy of the weights.
 
-    Close it, or use it in a `with` block: vLLM gives its memory back only when it is told to.
+    Close it, or use it in a `with` block: vLLM gives its memory back only when it is told to. One at a time: closing an
+    engine ends what all engines of the process share.
     """
 
     def __init__(
