@@ -35,7 +35,7 @@ test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow'
 
 test-vllm: $(VENV)/.installed-vllm
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts="--strict-markers --strict-config" tests/vllm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts="--strict-markers --strict-config" tests/real_vllm
 
 # The losses against TRL's and verl's own and fp8 against torchao's, in an environment of their own: they and the default
 # set exclude each other.
