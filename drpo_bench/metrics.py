@@ -91,8 +91,13 @@ def routing_metrics(trainer: Sequence[Tensor] | None, rollouts: Sequence[Rollout
     engine = [rollout.routes for rollout in rollouts if rollout.routes is not None]
     if trainer is None or len(engine) != len(trainer):
         return {}
-    ours, theirs = (torch.cat(list(routes)).long().sort(-1).values for routes in (trainer, engine))
-    return {"mismatch/router_flip_frac": float((ours != theirs).any(-1).double().mean())}
+    flips = other_experts(torch.cat(list(trainer)), torch.cat(engine))
+    return {"mismatch/router_flip_frac": float(flips.double().mean())}
+
+
+def other_experts(first: Tensor, second: Tensor) -> Tensor:
+    """Where two sets of routes [..., experts] do not name the same experts, in any order: bool [...]."""
+    return (first.sort(-1).values != second.sort(-1).values).any(-1)
 
 
 def effective_sample_share(log_weights: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ REMEDIES = {
     ("fp8 weights", "fp8 activations", "fp8 keys and values"),
     "run on a GPU with compute capability 8.9 or above and set rollout.engine = 'vllm', which has kernels for it there",
 )
-VLLM_FP8_SINCE = (8, 9)  # compute capability; below it vLLM would leave the activations in 16 bits
+# Compute capability from which torchao (trainer) and vLLM multiply fp8; below, vLLM would leave activations in 16 bits.
+FP8_SINCE = {"rollout": (8, 9), "trainer": (9, 0)}
 
 
 def is_native(dtype: str, device: torch.device) -> bool:
@@ -38,7 +39,7 @@ def is_native(dtype: str, device: torch.device) -> bool:
         return True
     if device.type == "cuda":
         if dtype == "fp8":
-            return torch.cuda.get_device_capability(device) >= (9, 0)
+            return torch.cuda.get_device_capability(device) >= FP8_SINCE["trainer"]
         return dtype == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
     if dtype == "bf16":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -52,7 +53,7 @@ def emulated_trainer(dtype: str, device: torch.device) -> list[str]:
 
 def has_fp8(device: torch.device) -> bool:
     """Whether the device multiplies fp8 in vLLM's kernels."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= VLLM_FP8_SINCE
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_SINCE["rollout"]
 
 
 def emulated_rollout(config: RolloutPrecision, device: torch.device, engine: str = "torch") -> list[str]:

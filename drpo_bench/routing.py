@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,11 +26,13 @@ def routers(model: nn.Module) -> list[nn.Module]:
 
     Only those are taken that call `torch.topk` once: DeepSeek's choose among groups first, Phi's draw.
     """
-    return [m for m in model.modules() if type(m).__name__.endswith("TopKRouter") and chooses_by_topk(type(m))]
+    named = [module for module in model.modules() if type(module).__name__.endswith("TopKRouter")]
+    return [module for module in named if chooses_by_topk(type(module))]  # type: ignore[arg-type]
 
 
-def chooses_by_topk(router: type[nn.Module]) -> bool:
-    """Whether the class's forward pass has one `torch.topk`."""
+@cache
+def chooses_by_topk(router: Any) -> bool:
+    """Whether the forward pass of a class of modules has one `torch.topk`."""
     return inspect.getsource(router.forward).count("torch.topk(") == 1
 
 

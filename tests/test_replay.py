@@ -6,23 +6,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from drpo_bench.records import RunDir, read_records
+from drpo_bench.records import RunDir
 from drpo_bench.rollout.batch import RolloutBatch
-from drpo_bench.trainer import Trainer, train
+from drpo_bench.trainer import train
 from drpo_bench.types import Rollout
+from tests.runs import stop_at_the_first_checkpoint, untimed
 
 MOE = {
     "model": {"architecture": "qwen3_moe"},
     "precision": {"trainer": "fp32", "rollout": {"dtype": "bf16", "fp8_weights": True}},
     "rollout": {"lag": 1},
 }
-
-
-def untimed(run_dir):
-    return [
-        {k: v for k, v in record.items() if k != "time_s" and not k.startswith(("time/", "perf/"))}
-        for record in read_records(run_dir.metrics)
-    ]
 
 
 def run(config, folder, cache):
@@ -48,16 +42,7 @@ def test_r3_takes_the_engines_routes_and_lowers_the_mismatch(tiny_config, tmp_pa
 def test_a_resumed_run_still_has_the_routes_of_what_waits_in_the_queue(mode, tiny_config, tmp_path, warmstart_cache):
     config = tiny_config(**MOE, train={"steps": 4, "routing_replay": mode}, checkpoint={"every": 2})
     undisturbed = run(config, tmp_path / "first", warmstart_cache)
-    trainer = Trainer(config, RunDir(tmp_path / "second" / "runs" / config.run_id), warmstart_cache)
-    real = trainer.save
-
-    def save_and_stop():
-        real()
-        raise KeyboardInterrupt
-
-    trainer.save = save_and_stop
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
+    stop_at_the_first_checkpoint(config, tmp_path / "second", warmstart_cache)
     assert run(config, tmp_path / "second", warmstart_cache) == undisturbed
 
 

@@ -14,19 +14,12 @@ from drpo_bench.records import RunDir, read_json, read_records
 from drpo_bench.rollout.batch import RolloutBatch, RolloutQueue
 from drpo_bench.trainer import Trainer, train
 from drpo_bench.update import Updater, flatten
+from tests.runs import untimed
 
 
 def run(config, tmp_path, cache):
     train(config, tmp_path, cache)
     return RunDir(tmp_path / "runs" / config.run_id)
-
-
-def untimed(run_dir):
-    """Records without what the clock decides."""
-    return [
-        {k: v for k, v in record.items() if k != "time_s" and not k.startswith(("time/", "perf/"))}
-        for record in read_records(run_dir.metrics)
-    ]
 
 
 @pytest.mark.parametrize("loss_id", LOSSES)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from drpo_bench.environment import cpu_name
-from drpo_bench.precision import DTYPES, is_native
+from drpo_bench.precision import DTYPES, FP8_SINCE, is_native
 
 UNITS = {
     "AVX2": "_is_avx2_supported",
@@ -17,7 +17,6 @@ UNITS = {
     "AMX": "_is_amx_tile_supported",
 }
 FORMATS = (*DTYPES, "fp8", "fp8_kv")
-FP8_SINCE = {"rollout": (8, 9), "trainer": (9, 0)}  # compute capability from which vLLM and torchao multiply fp8
 DRIVER = Path("/proc/driver/nvidia/version")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from drpo_bench.metrics import divergence_metrics, mu_buckets, topk_metrics
+from drpo_bench.metrics import divergence_metrics, mu_buckets, other_experts, topk_metrics
 from drpo_bench.mismatch.scores import SideScores
 
 Row = dict[str, str | int | float]
@@ -71,7 +71,7 @@ def router_flips(mu: Tensor | None, pi: Tensor | None) -> Tensor | None:
     sides have routes [N, layers, experts]."""
     if mu is None or pi is None:
         return None
-    return (mu.sort(-1).values != pi.sort(-1).values).any(-1).double().mean(-1)
+    return other_experts(mu, pi).double().mean(-1)
 
 
 def check_control(rows: Sequence[Row]) -> None:

@@ -71,8 +71,8 @@ def check_handover(
     engine.load_weights(model)
     if stale:
         raise HandoverFailed(
-            f"{engine.description} did not take over changed weights of {model.config.model_type}: {', '.join(stale)}; "
-            "use rollout.engine = 'torch'"
+            f"{engine.description} did not take over changed weights of {model.config.model_type}: {', '.join(stale)}"
+            + ("" if engine.description == "torch" else "; use rollout.engine = 'torch'")
         )
     return measured
 

@@ -210,27 +210,30 @@ def unpack_experts(model: Any) -> None:
 
 
 def to_response(output: Any, topk: int, routes: Tensor | None) -> Response:
-    """vLLM's completion as a Response; `output.logprobs` is flat: at each position the sampled token, then the top."""
-    token_ids, flat = tuple(output.token_ids), output.logprobs
-    assert len(flat) == len(token_ids), f"{len(flat)} logprobs of {len(token_ids)} tokens"
-    starts = flat.start_indices
-    assert all(flat.token_ids[start] == token for start, token in zip(starts, token_ids, strict=True))
-    logprobs = torch.tensor([flat.logprobs[start] for start in starts])
-    truncated = output.finish_reason == "length"
-    if not topk:
-        return Response(token_ids, logprobs, truncated, routes=routes)
-    ids = torch.tensor([flat.token_ids[start + 1 : start + 1 + topk] for start in starts])
-    likeliest = torch.tensor([flat.logprobs[start + 1 : start + 1 + topk] for start in starts])
-    return Response(token_ids, logprobs, truncated, ids, likeliest, routes)
+    """vLLM's completion as a Response."""
+    token_ids = tuple(output.token_ids)
+    logprobs, ids, likeliest = read_flat(output.logprobs, 0, token_ids, topk)
+    return Response(token_ids, logprobs, output.finish_reason == "length", ids, likeliest, routes)
 
 
 def to_scored(flat: Any, prompt_length: int, response: Response, topk: int, routes: Tensor | None) -> Response:
-    """A given response with vLLM's prompt logprobs, which are flat: at each position the token, then the top."""
-    starts = flat.start_indices[prompt_length:]
-    assert [flat.token_ids[start] for start in starts] == list(response.token_ids)
+    """A given response with vLLM's prompt logprobs, which begin with those of the prompt."""
+    logprobs, ids, likeliest = read_flat(flat, prompt_length, response.token_ids, topk)
+    return Response(response.token_ids, logprobs, response.truncated, ids, likeliest, routes)
+
+
+def read_flat(
+    flat: Any, first: int, token_ids: tuple[int, ...], topk: int
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Logprobs [n], ids and logprobs [n, K] of the likeliest, from position `first` of vLLM's flat logprobs.
+
+    They hold at each position the token of the sequence, then the likeliest.
+    """
+    starts = flat.start_indices[first:]
+    assert [flat.token_ids[start] for start in starts] == list(token_ids), "logprobs of other tokens"
     logprobs = torch.tensor([flat.logprobs[start] for start in starts])
     if not topk:
-        return Response(response.token_ids, logprobs, response.truncated, routes=routes)
+        return logprobs, None, None
     ids = torch.tensor([flat.token_ids[start + 1 : start + 1 + topk] for start in starts])
     likeliest = torch.tensor([flat.logprobs[start + 1 : start + 1 + topk] for start in starts])
-    return Response(response.token_ids, logprobs, response.truncated, ids, likeliest, routes)
+    return logprobs, ids, likeliest

@@ -42,16 +42,16 @@ def check_formats(run: RunConfig, source: str) -> None:
         return
     import torch
 
-    from drpo_bench.precision import has_fp8, is_native, refuse_emulation
+    from drpo_bench.precision import is_native, refuse_emulation
     from drpo_bench.precision_fp8 import require_torchao
+    from drpo_bench.rollout.vllm_setup import quantization
 
     device = torch.device(run.runtime.device)
     try:
         if run.precision.trainer == "fp8" and is_native("fp8", device):
             require_torchao()
-        on_vllm = run.rollout.engine == "vllm" and run.precision.rollout.has_fp8
-        if on_vllm and device.type == "cuda" and not has_fp8(device):
-            raise ValueError("precision.rollout: fp8 in vLLM needs a GPU with compute capability 8.9 or above")
+        if run.rollout.engine == "vllm":
+            quantization(run.precision.rollout, device)
         if not run.runtime.allow_emulation:
             refuse_emulation(run.precision, run.rollout.engine, device)
     except ValueError as error:

