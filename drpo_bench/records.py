@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from drpo_bench.process import this_process
+
 State = Literal["pending", "running", "finished", "collapsed", "failed"]
 DONE: tuple[State, ...] = ("finished", "collapsed")
 
@@ -114,5 +116,6 @@ class RunDir:
         return read_json(path) if path.exists() else {"state": "pending"}
 
     def set_status(self, state: State, **fields: Any) -> None:
-        """Replace the status; fields that are not given again are gone."""
-        write_json(self.path / "status.json", {"state": state, "updated_at": time.time()} | fields)
+        """Replace the status; fields that are not given again are gone. A running run's names its process."""
+        process = {"process": this_process()} if state == "running" else {}
+        write_json(self.path / "status.json", {"state": state, "updated_at": time.time()} | process | fields)

@@ -90,12 +90,16 @@ class Trainer:
             self.close()
             raise
 
-    def train(self) -> None:
-        """Train to the end; every batch leaves one record, and the last state is the run's status."""
+    def train(self, until: int | None = None) -> None:
+        """Train to the end, or until `until` batches are done; every batch leaves one record.
+
+        The last state is the run's status, `running` if it has not come to its end.
+        """
         config = self.config
+        end = config.train.steps if until is None else min(until, config.train.steps)
         if self.step == 0:
             self.record(self.evaluate())
-        while self.step < config.train.steps:
+        while self.step < end:
             record: dict[str, Any] = {}
             try:
                 batch = self.queue.next(self.step)
@@ -113,6 +117,8 @@ class Trainer:
             self.record(record)
             if last or self.step % config.checkpoint.every == 0:
                 self.save()
+        if self.step < config.train.steps:
+            return
         collapsed = self.collapse.step is not None
         self.run_dir.set_status("collapsed" if collapsed else "finished", **self.progress())
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "drpo_bench"
 
 # Floor of each module or package; a module imports from its own floor or below.
 FLOORS = {
-    "errors": 0, "task_configs": 0, "loss_configs": 0, "precision_configs": 0, "config": 0, "records": 0,
+    "errors": 0, "task_configs": 0, "loss_configs": 0, "precision_configs": 0, "config": 0, "records": 0, "process": 0,
     "correction_configs": 0, "loss_presets": 0, "rollout_configs": 0,
     "types": 1, "ops": 1,
     "advantages": 2, "losses": 2, "batching": 2, "metrics": 2, "tasks": 2, "collapse": 2,
@@ -28,7 +28,7 @@ FLOORS = {
 }  # fmt: skip
 NO_TORCH = (
     *("errors", "task_configs", "loss_configs", "correction_configs", "loss_presets", "precision_configs", "config"),
-    *("records", "tasks", "analysis", "rollout_configs"),
+    *("records", "process", "tasks", "analysis", "rollout_configs"),
 )
 
 
