@@ -20,6 +20,7 @@ from drpo_bench.task_configs import ArithmeticConfig, Frozen, TaskConfig
 
 SCHEMA_VERSION = 1  # of config.json: raised when a field changes its name or meaning
 NUMERICS_VERSION = 3  # of the numbers: raised when the same config gives other results than before
+CHECKPOINT_VERSION = 2  # of what a run resumes from: raised when its files change
 
 SIZES = ("nano", "micro", "mini", "small")
 Architecture = Literal["qwen3", "llama", "qwen3_moe", "qwen3_next", "gemma3", "gpt_oss"]
@@ -118,7 +119,9 @@ class CheckpointConfig(Frozen):
     """How often a run can be resumed from; not part of its identity."""
 
     every: int = Field(default=20, ge=1, description="Steps between checkpoints; the last step always has one.")
-    keep: int = Field(default=1, ge=1, description="Checkpoints kept.")
+    keep: int = Field(
+        default=2, ge=1, description="Checkpoints kept; the last serves, or if it is damaged the one before."
+    )
 
 
 class ExperimentInfo(Frozen):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from drpo_bench.config import NUMERICS_VERSION, SCHEMA_VERSION, RunConfig, canonical
-from drpo_bench.records import RunDir, append_record, read_json, write_json
+from drpo_bench.records import DamagedFile, RunDir, append_record, read_json, remove_leftovers, write_json
 from drpo_bench.rollout.batch import RolloutBatch
+from drpo_bench.same_run import check_same_run
 from drpo_bench.text import TextCodec
 
 SAMPLES_KEPT = 4  # rollouts written to samples.jsonl at each evaluation
@@ -23,8 +23,9 @@ class Recorder:
         self.config, self.run_dir = config, run_dir
         self.clock: dict[str, float] = {}  # seconds by phase since the last record
         self.started, self.time_before = time.monotonic(), 0.0
-        drop_other_numerics(run_dir)
+        check_same_run(run_dir, config)
         run_dir.path.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(run_dir.path)
         run_dir.set_status("running", phase="start", step=0, steps=config.train.steps)
         self.write_config(None)
 
@@ -71,14 +72,19 @@ class Recorder:
         resolved = canonical(self.config.model_dump()) | identity | {"warmstart_sha256": warmstart_sha256}
         write_json(self.run_dir.config, resolved)
 
+    def write_environment(self, environment: dict[str, Any]) -> None:
+        """env.json; what a run was begun on, where it goes on elsewhere, stays under `earlier`."""
+        try:
+            before = read_json(self.run_dir.env) if self.run_dir.env.exists() else {}
+        except DamagedFile:
+            before = {}
+        earlier = before.pop("earlier", [])
+        if before not in ({}, environment):
+            earlier = [*earlier, before]
+        write_json(self.run_dir.env, environment | ({"earlier": earlier} if earlier else {}))
+
     def report_warmstart(self, step: int, accuracy: float) -> None:
         """status.json of a run whose warm start is being trained."""
         if step % 10 == 0:
             maximum = self.config.warmstart.max_steps
             self.run_dir.set_status("running", phase="warm start", step=step, steps=maximum, accuracy=accuracy)
-
-
-def drop_other_numerics(run_dir: RunDir) -> None:
-    """Start over where a run directory was written by a version whose numbers differ; summary.csv keeps its row."""
-    if run_dir.config.exists() and read_json(run_dir.config)["numerics_version"] != NUMERICS_VERSION:
-        shutil.rmtree(run_dir.path)

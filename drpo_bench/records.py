@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from drpo_bench.errors import UserError
 from drpo_bench.process import this_process
 
 State = Literal["pending", "running", "finished", "collapsed", "failed"]
@@ -23,18 +26,36 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write, fsync, rename."""
+    """Write, fsync, rename; a disk that fills on the way leaves the old file and nothing else."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Drop the temporary files of processes that were killed while they wrote here; the caller is the only writer."""
+    for path in directory.glob(".*"):
+        if re.fullmatch(r"\..+\.\d+", path.name):
+            path.unlink(missing_ok=True)
+
+
+class DamagedFile(UserError):
+    """A file that drpo-bench wrote was cut short or changed since."""
 
 
 def read_json(path: Path) -> Any:
-    """The data of a json file."""
-    return json.loads(path.read_text())
+    """The data of a json file. Raises DamagedFile."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise DamagedFile(f"{path}: damaged: not JSON") from None
 
 
 def plain(value: float) -> float | str:
@@ -56,22 +77,38 @@ def sync_file(path: Path) -> None:
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a jsonl file; a last line cut short by a crash is left out."""
+    """The records of a jsonl file; a last line cut short by a crash is left out. Raises DamagedFile for another."""
     if not path.exists():
         return
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            record = json.loads(line)
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if line.endswith(b"\n"):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                raise DamagedFile(f"{path}: line {number} is damaged") from None
             for key in record.keys() - {"step"}:
                 if record[key] in ("nan", "inf", "-inf"):
                     record[key] = float(record[key])
             yield record
 
 
-def truncate_records(path: Path, last_step: int) -> None:
+def extent(path: Path) -> dict[str, Any]:
+    """How long a file of records is and the sha256 of its bytes; of an absent file, those of an empty one."""
+    data = path.read_bytes() if path.exists() else b""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def begins_with(path: Path, known: dict[str, Any]) -> bool:
+    """Whether a file still begins with what `extent` saw of it."""
+    data = path.read_bytes()[: known["bytes"]] if path.exists() else b""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} == known
+
+
+def cut_back(path: Path, size: int) -> None:
     """Drop what a killed run wrote after its checkpoint, so that resuming writes it once."""
-    if path.exists():
-        write_text(path, "".join(record_line(r) for r in read_records(path) if r["step"] <= last_step))
+    if path.exists() and path.stat().st_size > size:
+        os.truncate(path, size)
+        sync_file(path)
 
 
 def record_line(record: dict[str, Any]) -> str:
@@ -113,7 +150,10 @@ class RunDir:
     def status(self) -> dict[str, Any]:
         """The run's status; `pending` before it started."""
         path = self.path / "status.json"
-        return read_json(path) if path.exists() else {"state": "pending"}
+        try:
+            return read_json(path) if path.exists() else {"state": "pending"}
+        except DamagedFile as damage:
+            return {"state": "pending", "reason": str(damage)}
 
     def set_status(self, state: State, **fields: Any) -> None:
         """Replace the status; fields that are not given again are gone. A running run's names its process."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drpo_bench.checkpoint import checkpoint_steps, load_checkpoint, save_checkpoint
+from drpo_bench.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from drpo_bench.collapse import CollapseDetector
 from drpo_bench.collect import Collector
 from drpo_bench.config import RunConfig
@@ -24,8 +24,9 @@ from drpo_bench.models import load_checkpoint as load_pretrained
 from drpo_bench.ops import kl_k3
 from drpo_bench.optim import Collapse, Optimizer
 from drpo_bench.precision import emulated_parts, refuse_emulation
+from drpo_bench.random_state import seed_everything
 from drpo_bench.recorder import Recorder
-from drpo_bench.records import RunDir, sync_file, truncate_records, write_json
+from drpo_bench.records import RunDir, State, cut_back, extent, sync_file
 from drpo_bench.rollout.alarm import find_mismatch, too_large
 from drpo_bench.rollout.batch import RolloutBatch, RolloutQueue
 from drpo_bench.rollout.engines import make_engine
@@ -52,10 +53,11 @@ class Trainer:
         self.recorder = Recorder(config, run_dir)
         self.timed = self.recorder.timed
 
-        self.source, sha256 = config.model.name, None
+        self.source, self.warmstart_sha256 = config.model.name, None
         if config.model.from_scratch:
             warmstart = ensure_warmstart(config, cache, self.recorder.report_warmstart)
-            self.source, sha256 = str(warmstart.directory), warmstart.sha256
+            self.source, self.warmstart_sha256 = str(warmstart.directory), warmstart.sha256
+        seed_everything(config.seed)
         model, tokenizer = load_pretrained(self.source)
         if not config.model.from_scratch:
             check_model(model, config.model.name)
@@ -83,9 +85,9 @@ class Trainer:
         self.wiring_is_sound = False  # as shown by `explain`
         self.step = 0  # batches trained on, which is also the policy's version
         try:
-            self.recorder.write_config(sha256)
             self._write_environment()
             self._resume()
+            self.recorder.write_config(self.warmstart_sha256)
         except BaseException:
             self.close()
             raise
@@ -119,8 +121,7 @@ class Trainer:
                 self.save()
         if self.step < config.train.steps:
             return
-        collapsed = self.collapse.step is not None
-        self.run_dir.set_status("collapsed" if collapsed else "finished", **self.progress())
+        self.conclude("finished" if self.collapse.step is None else "collapsed")
 
     def close(self) -> None:
         """Give the engine's memory back."""
@@ -227,8 +228,12 @@ class Trainer:
         self.record(known)
         if self.collapse.step is None:
             self.collapse.step = self.step
-        status = self.progress() | {"reason": collapse.reason, "detail": str(collapse)}
-        self.run_dir.set_status("collapsed", **status)
+        self.conclude("collapsed", reason=collapse.reason, detail=str(collapse))
+
+    def conclude(self, state: State, **fields: Any) -> None:
+        """The run has its result: its status, and what the records were, so that damage to them is noticed."""
+        sync_file(self.run_dir.metrics)
+        self.run_dir.set_status(state, **self.progress() | fields | {"metrics": extent(self.run_dir.metrics)})
 
     def progress(self) -> dict[str, Any]:
         """What status.json says of a run that has started."""
@@ -245,8 +250,11 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the current step."""
         with self.timed("checkpoint"):
-            sync_file(self.run_dir.metrics)  # a checkpoint never outlives the records before it
-            state = {"collapse": self.collapse.state(), "seconds": self.recorder.seconds()}
+            state = {
+                "collapse": self.collapse.state(),
+                "seconds": self.recorder.seconds(),
+                "warmstart_sha256": self.warmstart_sha256,
+            }
             save_checkpoint(
                 self.run_dir.checkpoints,
                 self.step,
@@ -254,6 +262,7 @@ class Trainer:
                 self.optimizer,
                 self.codec,
                 self.queue.waiting,
+                (self.run_dir.metrics, self.run_dir.samples),
                 state,
                 self.config.checkpoint.keep,
             )
@@ -269,16 +278,22 @@ class Trainer:
         environment["deterministic"] = is_deterministic(
             self.engine, self.policy.master, prompts, config.rollout.group_size, config.seed, self.collector.sampling
         )
-        write_json(self.run_dir.env, environment)
+        self.recorder.write_environment(environment)
 
     def _resume(self) -> None:
-        """Continue from the last checkpoint; records that were written after it are dropped."""
-        steps = checkpoint_steps(self.run_dir.checkpoints)
-        last = steps[-1] if steps else -1
-        truncate_records(self.run_dir.metrics, last)
-        truncate_records(self.run_dir.samples, last)
-        if steps:
-            state, self.queue.waiting = load_checkpoint(self.run_dir.checkpoints, last, self.policy, self.optimizer)
+        """Continue from the last checkpoint that is whole; records that were written after it are dropped."""
+        records = (self.run_dir.metrics, self.run_dir.samples)
+        found = newest_checkpoint(self.run_dir.checkpoints, records)
+        for path in records:
+            cut_back(path, found[1]["records"][path.name]["bytes"] if found else 0)
+        if found:
+            path, state = found
+            if state["warmstart_sha256"] != self.warmstart_sha256:
+                raise ValueError(
+                    f"warmstart: its weights are not those that the run began with ({path}): another machine or "
+                    "library trained them; use --out to start anew"
+                )
+            self.queue.waiting = load_checkpoint(path, state, self.policy, self.optimizer)
             self.step, self.recorder.time_before = state["step"], state["seconds"]
             self.collapse.restore(state["collapse"])
 

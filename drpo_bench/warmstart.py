@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from drpo_bench.batching import PaddedBatch, pad_rollouts
 from drpo_bench.config import RunConfig, canonical
 from drpo_bench.evaluate import accuracy
+from drpo_bench.manifest import damage, describe_files
 from drpo_bench.models import build_model, response_logits, save_model, wrap_tokenizer
-from drpo_bench.records import append_record, write_json, write_text
+from drpo_bench.records import DamagedFile, append_record, read_json, sync_file, write_json, write_text
 from drpo_bench.rollout.engine import Sampling
 from drpo_bench.rollout.torch_engine import TorchEngine
 from drpo_bench.tasks import Task, distinct_problems, make_task
@@ -25,6 +26,7 @@ from drpo_bench.text import TextCodec
 from drpo_bench.types import Rollout
 
 HELD_OUT_SEED = -1  # of the problems that decide when to stop, from the train split; no run has this seed
+DESCRIPTION = "warmstart.json"  # settings, result and the sha256 of every other file
 Report = Callable[[int, float], None]  # (step, sampled accuracy so far)
 
 
@@ -54,6 +56,9 @@ def ensure_warmstart(config: RunConfig, cache: Path, report: Report) -> Warmstar
     with FileLock(f"{directory}.lock"):
         if failure.exists():
             raise TargetMissed(failure.read_text())
+        if directory.exists() and (problem := cache_damage(directory)):
+            warnings.warn(f"{directory}: {problem}: the warm start is trained again", stacklevel=2)
+            shutil.rmtree(directory)
         if not directory.exists():
             unfinished = directory.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -63,9 +68,19 @@ def ensure_warmstart(config: RunConfig, cache: Path, report: Report) -> Warmstar
             except TargetMissed as error:
                 write_text(failure, str(error))
                 raise
+            for path in unfinished.iterdir():
+                sync_file(path)
             os.replace(unfinished, directory)
-    weights = (directory / "model.safetensors").read_bytes()
-    return Warmstart(directory, hashlib.sha256(weights).hexdigest())
+            sync_file(cache)
+    return Warmstart(directory, read_json(directory / DESCRIPTION)["files"]["model.safetensors"])
+
+
+def cache_damage(directory: Path) -> str | None:
+    """What is wrong with a cached warm start, or None."""
+    try:
+        return damage(directory, read_json(directory / DESCRIPTION)["files"])
+    except (DamagedFile, FileNotFoundError, KeyError):
+        return f"{DESCRIPTION} is damaged"
 
 
 def train_warmstart(config: RunConfig, directory: Path, report: Report) -> None:
@@ -106,7 +121,8 @@ def train_warmstart(config: RunConfig, directory: Path, report: Report) -> None:
         )
     save_model(average.module, tokenizer, directory)
     fields = config.model_dump(include={"seed", "model", "task", "warmstart", "runtime"})
-    write_json(directory / "warmstart.json", canonical(fields) | {"step": step, "accuracy": measured["accuracy"]})
+    result = {"step": step, "accuracy": measured["accuracy"], "files": describe_files(directory)}
+    write_json(directory / DESCRIPTION, canonical(fields) | result)
 
 
 def solutions(task: Task, codec: TextCodec, seed: int, step: int, count: int, device: torch.device) -> PaddedBatch:

@@ -13,9 +13,10 @@ PACKAGE = Path(__file__).parents[1] / "drpo_bench"
 
 # Floor of each module or package; a module imports from its own floor or below.
 FLOORS = {
-    "errors": 0, "task_configs": 0, "loss_configs": 0, "precision_configs": 0, "config": 0, "records": 0, "process": 0,
+    "errors": 0, "task_configs": 0, "loss_configs": 0, "precision_configs": 0, "config": 0, "records": 0,
+    "process": 0, "same_run": 0, "manifest": 0,
     "correction_configs": 0, "loss_presets": 0, "rollout_configs": 0,
-    "types": 1, "ops": 1,
+    "types": 1, "ops": 1, "random_state": 1,
     "advantages": 2, "losses": 2, "batching": 2, "metrics": 2, "tasks": 2, "collapse": 2,
     "architectures": 3, "limits": 3, "precision": 3, "precision_fp8": 3, "precision_experts": 3,
     "models": 3, "model_check": 3, "head": 3,
@@ -28,7 +29,7 @@ FLOORS = {
 }  # fmt: skip
 NO_TORCH = (
     *("errors", "task_configs", "loss_configs", "correction_configs", "loss_presets", "precision_configs", "config"),
-    *("records", "process", "tasks", "analysis", "rollout_configs"),
+    *("records", "process", "same_run", "manifest", "tasks", "analysis", "rollout_configs"),
 )
 
 
