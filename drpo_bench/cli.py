@@ -44,6 +44,9 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     force: Annotated[bool, typer.Option(help="Also run what summary.csv already has a result of.")] = False,
     tracking: Annotated[bool, typer.Option(help="Log to MLflow.")] = True,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Take a folder over from a runner on a machine that is gone.")
+    ] = False,
 ) -> None:
     """Run every unfinished run of an experiment's sweep, then draw its figures and report."""
     from drpo_bench.sweep.plan import load_experiment
@@ -54,7 +57,7 @@ def run(
         print_plan(plan, out, workers, force)
         return
     uri = mlflow_uri(out) if tracking else None
-    if not run_experiment(plan, out, workers, force, uri):
+    if not run_experiment(plan, out, workers, force, uri, take_over):
         raise typer.Exit(1)
 
 

@@ -32,7 +32,8 @@ def check_config(path: Path, found: dict[str, Any], config: RunConfig) -> None:
     except ValidationError as error:
         raise explain(error, str(path), RunConfig) from None
     if changes := changed_fields(then, config):
-        raise UserError(f"{path}: the run was started with {changes}; undo the change to resume it, or use --out")
+        what = ", ".join(changes.values())
+        raise UserError(f"{path}: the run was begun with {what}; undo the change to resume it, or use --out")
 
 
 def check_versions(path: Path, found: dict[str, Any]) -> None:
@@ -61,11 +62,11 @@ def check_checkpoint_version(path: Path, state: dict[str, Any]) -> None:
         )
 
 
-def changed_fields(then: RunConfig, now: RunConfig) -> str:
-    """The fields of a run's identity that differ, as `train.lr = 0.0003 (now 0.0004)`; empty if there are none."""
+def changed_fields(then: RunConfig, now: RunConfig) -> dict[str, str]:
+    """The fields of a run's identity that differ, each as `train.lr = 0.0003 (now 0.0004)`."""
     old, new = dict(flat(then.identity())), dict(flat(now.identity()))
     names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    return ", ".join(f"{name} = {old.get(name)} (now {new.get(name)})" for name in names)
+    return {name: f"{name} = {old.get(name)} (now {new.get(name)})" for name in names}
 
 
 def flat(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -77,7 +77,12 @@ def print_warnings(experiment: Experiment) -> None:
 
 
 def run_experiment(
-    experiment: Experiment, out: Path, workers: int | None, force: bool, tracking_uri: str | None
+    experiment: Experiment,
+    out: Path,
+    workers: int | None,
+    force: bool,
+    tracking_uri: str | None,
+    take_over: bool = False,
 ) -> bool:
     """Run what is missing, then draw figures and report. True if every run has a result."""
     from drpo_bench.sweep.progress import Progress
@@ -87,7 +92,7 @@ def run_experiment(
     preflight(experiment)
     print_warnings(experiment)
     console = Console()
-    with owned_folder(experiment, out) as directory:
+    with owned_folder(experiment, out, take_over) as directory:
         todo = unfinished_runs(experiment, out, force)
         tracker = Tracker(directory, tracking_uri) if tracking_uri else None
         if tracker and todo:
