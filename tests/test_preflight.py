@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -219,7 +220,8 @@ def test_a_gpu_that_is_too_small_is_told(tmp_path, with_vllm, monkeypatch):
         preflight(engine_plan(tmp_path, rollout="vllm = { gpu_memory_fraction = 0.8 }", **tables))
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "qwen3"}')
-    with open(tmp_path / "model" / "model.safetensors", "wb") as weights:
-        weights.truncate(8 * 10**9)  # four billion parameters in bf16, without the disk they would take
+    header = json.dumps({"weight": {"dtype": "BF16", "shape": [40_000, 100_000], "data_offsets": [0, 8 * 10**9]}})
+    with open(tmp_path / "model" / "model.safetensors", "wb") as weights:  # four billion parameters, none written
+        weights.write(len(header).to_bytes(8, "little") + header.encode())
     with pytest.raises(UserError, match=r"needs about 60 GiB .* \(4\.0 billion parameters\), this GPU has 1"):
         preflight(engine_plan(tmp_path, **tables | {"model": f'name = "{tmp_path / "model"}"'}))

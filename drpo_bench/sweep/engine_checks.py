@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 
 from drpo_bench.config import RunConfig
 from drpo_bench.errors import UserError
 from drpo_bench.limits import vllm_misfit
-from drpo_bench.sweep.cost import PARAMETERS
+from drpo_bench.sweep.cost import parameters_of
 
 GRADIENT_BYTES = 4
 TRAINER_BYTES = 16  # a parameter: fp32 master, gradient and two AdamW moments; the compute copy is small beside them
@@ -32,9 +31,7 @@ def check_gpu_memory(run: RunConfig, source: str, total: int) -> None:
 
     A sleeping engine gives its memory to the updates; while it samples, master weights and moments stay.
     """
-    directory = Path(run.model.name)
-    stored = sum(path.stat().st_size for path in directory.glob("*.safetensors")) if directory.is_dir() else 0
-    parameters = PARAMETERS.get(run.model.name, stored / 2)  # two bytes each: a checkpoint is bf16 as a rule
+    parameters = parameters_of(run.model.name) or 0.0
     needed, remedy = parameters * TRAINER_BYTES, "take a smaller model.name"
     if run.rollout.engine == "vllm":
         resident = TRAINER_BYTES - GRADIENT_BYTES if run.rollout.vllm.sleep else TRAINER_BYTES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -57,11 +58,19 @@ def print_plan(experiment: Experiment, out: Path, workers: int | None, force: bo
     count = default_workers(experiment, workers)
     console.print(
         f"{len(experiment.runs)} runs, {count} at a time: {'at least ' if unknown else ''}about "
-        f"{minutes / count:.1f} minutes to go after the warm starts (a rough estimate), {disk:.0f} MB of checkpoints",
+        f"{minutes / count:.1f} minutes to go after the warm starts (a rough estimate), {disk_text(disk, out)}",
         highlight=False,
         soft_wrap=True,
     )
     print_warnings(experiment)
+
+
+def disk_text(megabytes: float, out: Path) -> str:
+    """What the runs will leave on the disk at most, and what is free there."""
+    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(folder).free / 1e6
+    needed = f"at most {megabytes:.0f} MB of checkpoints and records"
+    return needed if megabytes < free else f"[red]{needed}, but {folder} has only {free:.0f} MB free[/]"
 
 
 def axis_text(value: object) -> str:
