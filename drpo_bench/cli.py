@@ -83,6 +83,24 @@ def compare(directories: Annotated[list[Path], typer.Argument(help="Experiment f
 
 
 @app.command()
+def reproduce(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory, results/<name>/runs/<run_id>.")],
+    steps: Annotated[int | None, typer.Option(help="Replay the first batches only; default: all recorded.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep the replay's files in this new folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Train a recorded run again from its config.json and compare every metric bit for bit.
+
+    Writes nothing into RUN_DIR. Where the environment differs, says what differs and compares within tolerances.
+    Exit 1 if the numbers are not reproduced.
+    """
+    from drpo_bench.reproduce.run import reproduce
+
+    if not reproduce(run_dir, steps, keep, as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
 def status(
     directory: Annotated[Path, typer.Argument(help="An experiment folder, results/<name>.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

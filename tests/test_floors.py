@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "drpo_bench"
 # Floor of each module or package; a module imports from its own floor or below.
 FLOORS = {
     "errors": 0, "task_configs": 0, "loss_configs": 0, "precision_configs": 0, "config": 0, "records": 0,
-    "process": 0, "same_run": 0, "manifest": 0,
+    "process": 0, "same_run": 0, "manifest": 0, "console": 0,
     "correction_configs": 0, "loss_presets": 0, "rollout_configs": 0,
     "types": 1, "ops": 1, "random_state": 1,
     "advantages": 2, "losses": 2, "batching": 2, "metrics": 2, "tasks": 2, "collapse": 2,
@@ -25,7 +25,7 @@ FLOORS = {
     "environment": 3, "verify": 3, "tracking": 3,
     "update": 4, "collect": 4, "checkpoint": 4, "trainer": 4, "bench": 4, "doctor": 4,
     "recorder": 4, "wiring": 4, "mismatch": 4,
-    "sweep": 5, "cli": 6, "analysis": 5, "integrations": 5,
+    "sweep": 5, "reproduce": 5, "cli": 6, "analysis": 5, "integrations": 5,
 }  # fmt: skip
 NO_TORCH = (
     *("errors", "task_configs", "loss_configs", "correction_configs", "loss_presets", "precision_configs", "config"),
