@@ -102,13 +102,14 @@ def reproduce(
 
 @app.command()
 def status(
-    directory: Annotated[Path, typer.Argument(help="An experiment folder, results/<name>.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    directory: Annotated[Path, typer.Argument(help="A results folder, an experiment folder, or one run directory.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Until all is over; a line a change in a pipe.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; with --watch an object a line.")] = False,
 ) -> None:
-    """Every run's state, step and accuracy, from the files alone."""
-    from drpo_bench.sweep.session import print_status
+    """Every run's state, step, accuracy, reward, speed and time to go, from the files alone."""
+    from drpo_bench.sweep.status import print_status
 
-    print_status(directory, as_json)
+    print_status(directory, as_json, watch)
 
 
 @app.command()

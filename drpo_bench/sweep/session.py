@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from drpo_bench.errors import UserError
 from drpo_bench.records import DONE
 from drpo_bench.sweep.cost import estimate
 from drpo_bench.sweep.folder import check_folder, owned_folder, unfinished_runs
@@ -133,27 +132,3 @@ def summarise(directory: Path, console: Console) -> Path:
         report = write_report(directory)
     console.print(comparison_table([directory]))
     return report
-
-
-def print_status(directory: Path, as_json: bool) -> None:
-    """The runs of an experiment folder with state, step, accuracy and seconds."""
-    import json
-
-    from drpo_bench.records import RunDir
-
-    paths = sorted((directory / "runs").glob("*/")) if directory.is_dir() else []
-    if not paths:
-        raise UserError(f"{directory}: no runs here")
-    rows = [{"run_id": path.name} | RunDir(path).status() for path in paths]
-    console = Console()
-    if as_json:
-        console.print_json(json.dumps(rows))
-        return
-    table = Table("run", "state", "step", "accuracy", "seconds", "note", title=directory.name)
-    for row in rows:
-        step = f"{row['step']}/{row['steps']}" if "steps" in row else ""
-        accuracy = "" if row.get("accuracy") is None else f"{row['accuracy']:.3f}"
-        seconds = f"{row['seconds']:.0f}" if "seconds" in row else ""
-        note = escape(row.get("phase") or row.get("reason") or "")
-        table.add_row(row["run_id"], row["state"], step, accuracy, seconds, note)
-    console.print(table)
