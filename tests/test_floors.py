@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "drpo_bench"
 # Floor of each module or package; a module imports from its own floor or below.
 FLOORS = {
     "errors": 0, "task_configs": 0, "loss_configs": 0, "precision_configs": 0, "config": 0, "records": 0,
-    "process": 0, "same_run": 0, "manifest": 0, "console": 0,
+    "process": 0, "same_run": 0, "manifest": 0, "console": 0, "shipped": 0,
     "correction_configs": 0, "loss_presets": 0, "rollout_configs": 0,
     "types": 1, "ops": 1, "random_state": 1,
     "advantages": 2, "losses": 2, "batching": 2, "metrics": 2, "tasks": 2, "collapse": 2,
@@ -29,7 +29,7 @@ FLOORS = {
 }  # fmt: skip
 NO_TORCH = (
     *("errors", "task_configs", "loss_configs", "correction_configs", "loss_presets", "precision_configs", "config"),
-    *("records", "process", "same_run", "manifest", "tasks", "analysis", "rollout_configs"),
+    *("records", "process", "same_run", "manifest", "shipped", "console", "tasks", "analysis", "rollout_configs"),
 )
 
 

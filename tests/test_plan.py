@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from drpo_bench.errors import UserError
-from drpo_bench.sweep.plan import find_experiment, load_experiment, shipped_folders
+from drpo_bench.shipped import shipped_experiments
+from drpo_bench.sweep.plan import find_experiment, load_experiment
 
 FILE = """
 [experiment]
@@ -131,7 +132,7 @@ def test_axes_that_change_nothing_are_refused(write):
         load_experiment(write(), ["sweep.checkpoint.every=[1, 2]"])
 
 
-@pytest.mark.parametrize("path", sorted(p for f in shipped_folders() for p in f.glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", shipped_experiments().values(), ids=lambda p: p.stem)
 def test_shipped_experiments_are_valid_and_named_after_their_file(path: Path):
     plan = load_experiment(path.stem)
     assert plan.info.name == path.stem

@@ -24,8 +24,10 @@ from drpo_bench.analysis.rows import brief_rows, markdown_table, result_rows
 from drpo_bench.analysis.stability import SETTINGS_A_PAGE, stability_panel
 from drpo_bench.analysis.tables import curve_table, final_table, stability_table
 from drpo_bench.records import DONE, write_text
+from drpo_bench.shipped import shipped_experiments
 
 REPORT, FIGURES = "report.md", "figures"
+DEFAULT_OUT = "results"  # of `drpo-bench run`
 EXPLANATION = """
 Accuracy is sampled at temperature 1 on fixed held-out problems. Final: mean of the last 20% of a run's evaluations;
 then the mean over seeds with a 95% percentile bootstrap interval; IQM: interquartile mean; worst: the worst seed.
@@ -117,11 +119,18 @@ def unfinished_section(summary: pd.DataFrame) -> Iterator[str]:
 def provenance_section(results: Results, summary: pd.DataFrame) -> Iterator[str]:
     """Where the numbers come from and how to get them again."""
     directory = results.directory.resolve()
-    target = Path(results.file).stem or directory.name
+    out, shipped = directory.parent.name, Path(results.file).stem in shipped_experiments()
+    target = (Path(results.file).stem if shipped else results.file) or directory.name
+    option = "" if out == DEFAULT_OUT else f" --out {out}"
     yield "\n## How to reproduce\n"
-    yield f"```\ndrpo-bench run {target}\ndrpo-bench report {directory.parent.name}/{directory.name}\n```\n"
+    yield f"```\ndrpo-bench run {target}{option}\ndrpo-bench report {out}/{directory.name}\n```\n"
     if results.file:
-        yield f"- Experiment file: {results.file}; the resolved config of each run is its config.json."
+        where = "comes with drpo-bench" if shipped else f"is expected beside the folder {out}"
+        yield f"- Experiment file: {results.file}, which {where}; the resolved config of each run is its config.json."
+    yield (
+        f"- One run again from its config.json, compared bit for bit: `drpo-bench reproduce {out}/{directory.name}"
+        "/runs/<run_id>`."
+    )
     for column in ("commit", "machine", "threads", "versions"):
         values = summary[column].astype("string").fillna("").replace({"": "not recorded"}).value_counts().sort_index()
         yield f"- {column.capitalize()}: " + "; ".join(f"{value} ({count} runs)" for value, count in values.items())

@@ -45,6 +45,7 @@ def read_run(path: Path) -> Recorded:
     data = read_json(run_dir.config)
     config = replayable_config(run_dir, data)
     preflight(Experiment(config.experiment, str(run_dir.config), (config,), ()))
+    check_checkpoint(config, run_dir.config)
     records = list(read_records(run_dir.metrics))
     if not records:
         raise UserError(f"{run_dir.metrics}: no records yet, so there is nothing to compare")
@@ -75,6 +76,20 @@ def replayable_config(run_dir: RunDir, data: Any) -> RunConfig:
             f"{path}: edited since the run began: its run_id is {data.get('run_id')}, its fields give {config.run_id}"
         )
     return config
+
+
+def check_checkpoint(config: RunConfig, source: Path) -> None:
+    """Raise UserError where the model is neither a size nor a directory, and the hub cannot give it either."""
+    if config.model.from_scratch or Path(config.model.name).is_dir():
+        return
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(config.model.name)
+    except OSError:
+        raise UserError(
+            f"{source}: model.name: {config.model.name} is no directory here, and the hub cannot be asked or has none"
+        ) from None
 
 
 def read_environments(run_dir: RunDir) -> list[dict[str, Any]]:

@@ -12,8 +12,10 @@ of n answers, each between low and high, has then a difference of variance 2 s v
 mean) is the largest variance that values with this mean can have. Allowed: four standard errors and one answer.
 
 Later: s = 1, as if all answers were drawn anew, and besides DRIFT of the range for policies that have drifted apart.
-DRIFT cannot be derived. Replays of the ten quickstart runs with AVX2 instead of AVX512 kernels differed by at most
-MEASURED of the range beyond the standard errors.
+DRIFT cannot be derived; it is twice what was measured. Replays of the quickstart's ten runs with AVX2 kernels instead of
+AVX512 began with at most one other verdict among 512 answers, and later differed by up to 0.20 in the accuracy of one
+evaluation (0.08 beyond four standard errors) and 0.35 in the reward of one batch (0.09 beyond). So wide a tolerance
+tells a run that learned from one that did not, and no more.
 
 Where a run collapsed, the fall is the most chaotic part of all: that it collapsed is judged, its path is not.
 """
@@ -29,7 +31,7 @@ from drpo_bench.reproduce.compare import Record
 from drpo_bench.rollout.alarm import TOLERANCE
 
 STANDARD_ERRORS = 4.0  # a hundred comparisons exceed it by chance in one replay of a hundred and fifty
-DRIFT = 0.1
+DRIFT = 0.2  # of the range
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,6 @@ def judged(config: RunConfig) -> dict[str, Mean]:
         "reward/mean": Mean(sampled, -config.task.overlong_penalty, 1, engine, first),
         "response/truncated_frac": Mean(sampled, 0, 1, engine, first),
         "response/length_mean": Mean(sampled, 0, longest, engine, first),
-        "grading/correct_frac": Mean(sampled, 0, 1, engine, first),
-        "grading/wrong_frac": Mean(sampled, 0, 1, engine, first),
-        "grading/unparsable_frac": Mean(sampled, 0, 1, engine, first),
     }
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from drpo_bench.config import ExperimentInfo, RunConfig, canonical
 from drpo_bench.errors import UserError, did_you_mean, explain
 from drpo_bench.precision_configs import ALIASES
+from drpo_bench.shipped import shipped_experiments
 
 # Short axis names, and the field of the config that each one sets.
 AXES = {"model": "model.name", "architecture": "model.architecture"}
@@ -55,17 +56,11 @@ def find_experiment(name: str) -> Path:
         if not path.is_file():
             raise UserError(f"{name}: no such experiment file")
         return path
-    shipped = {p.stem: p for folder in shipped_folders() for p in sorted(folder.glob("*.toml"))}
+    shipped = shipped_experiments()
     if name not in shipped:
         hint = did_you_mean(name, shipped) or f"; shipped: {', '.join(shipped)}"
         raise UserError(f"{name}: neither a file nor a shipped experiment{hint}")
     return shipped[name]
-
-
-def shipped_folders() -> list[Path]:
-    """Where shipped experiments lie: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    return [folder for folder in (package / "experiments", package.parent / "experiments") if folder.is_dir()]
 
 
 def apply_override(data: Table, override: str) -> None:
