@@ -12,9 +12,9 @@ of n answers, each between low and high, has then a difference of variance 2 s v
 mean) is the largest variance that values with this mean can have. Allowed: four standard errors and one answer.
 
 Later: s = 1, as if all answers were drawn anew, and besides DRIFT of the range for policies that have drifted apart.
-DRIFT cannot be derived; it is twice what was measured. Replays of the quickstart's ten runs with AVX2 kernels instead of
-AVX512 began with at most one other verdict among 512 answers, and later differed by up to 0.20 in the accuracy of one
-evaluation (0.08 beyond four standard errors) and 0.35 in the reward of one batch (0.09 beyond). So wide a tolerance
+DRIFT cannot be derived; it is twice what was measured. Replays of the quickstart's ten runs with AVX2 kernels instead
+of AVX512 began with at most one other verdict among 512 answers, and later differed by up to 0.20 in the accuracy of
+one evaluation (0.08 beyond four standard errors) and 0.35 in the reward of one batch (0.09 beyond). So wide a tolerance
 tells a run that learned from one that did not, and no more.
 
 Where a run collapsed, the fall is the most chaotic part of all: that it collapsed is judged, its path is not.
