@@ -160,6 +160,7 @@ def test_real_gsm8k_rows_go_through_the_whole_loop(tmp_path):
         ),
         (["report", "absent"], "absent"),
         (["status", "absent"], "absent: no runs here"),
+        (["reproduce", "absent"], "absent: no such directory"),
         (["sync", "absent"], "absent: no runs folder"),
         (["losses", "show", "drpoo"], "unknown loss 'drpoo'; did you mean 'drpo'?"),
         (

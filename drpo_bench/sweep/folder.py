@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from drpo_bench.config import NUMERICS_VERSION, SCHEMA_VERSION, RunConfig, load_run_config
 from drpo_bench.errors import UserError
@@ -81,7 +82,8 @@ def owned_folder(experiment: Experiment, out: Path, take_over: bool = False) -> 
         if stale:
             sys.stderr.write(f"drpo-bench: {stale}\n")
         remove_leftovers(directory)
-        about = {"file": Path(experiment.source).name, "schema_version": SCHEMA_VERSION}
+        about: dict[str, Any] = {"file": Path(experiment.source).name, "schema_version": SCHEMA_VERSION}
+        about["planned"] = [run.run_id for run in experiment.runs]  # for `status`, before they have directories
         write_json(directory / OWNER, experiment.info.model_dump() | about)
         for path in directory.glob("runs/*/status.json"):  # what a killed runner left behind
             run_dir = RunDir(path.parent)

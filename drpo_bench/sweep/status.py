@@ -7,14 +7,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from rich.console import Console
 from rich.live import Live
 
 from drpo_bench.console import output
 from drpo_bench.errors import UserError
 from drpo_bench.process import is_alive
-from drpo_bench.records import DamagedFile, read_json
+from drpo_bench.records import read_json
+from drpo_bench.sweep.folder import OWNER as EXPERIMENT
+from drpo_bench.sweep.folder import recorded_runs
 from drpo_bench.sweep.lock import OWNER, read_owner
 from drpo_bench.sweep.run_row import Row, read_row
 from drpo_bench.sweep.status_table import fitting, line, view
@@ -91,36 +93,28 @@ def experiment_rows(folder: Path) -> Iterator[Row]:
 def planned(folder: Path, begun: set[str]) -> list[str]:
     """The runs of the last `drpo-bench run` without a directory, and without a result in summary.csv."""
     try:
-        owner = read_json(folder / "experiment.json")
-    except (DamagedFile, FileNotFoundError):
+        missing = [run_id for run_id in read_json(folder / EXPERIMENT).get("planned", []) if run_id not in begun]
+        recorded = recorded_runs(folder / "summary.csv") if missing else set()
+    except (UserError, OSError):  # damaged, or not there
         return []
-    missing = [run_id for run_id in owner.get("planned", []) if run_id not in begun]
-    if not missing:
-        return []
-    from drpo_bench.sweep.folder import recorded_runs
-
-    recorded = recorded_runs(folder / "summary.csv")
     return [run_id for run_id in missing if run_id not in recorded]
 
 
 def print_status(directory: Path, as_json: bool, watch: bool) -> None:
     """Print once, or until everything is over; Ctrl-C ends it quietly."""
-    sweeps, console = read_sweeps(directory), output()
-    if not watch:
-        if as_json:
-            console.print_json(json.dumps([asdict(row) for sweep in sweeps for row in sweep.rows]))
-        else:
-            console.print(view(sweeps, console.width), soft_wrap=True)
-        return
+    console = output()
     try:
-        if as_json:
-            watch_as_json(directory)
-        elif console.is_terminal:
-            with Live(console=console, auto_refresh=False) as live:
-                for sweeps in refreshed(directory):
-                    live.update(fitting(sweeps, console), refresh=True)
+        if watch and as_json:
+            watch_as_json(directory, console)
+        elif watch and not console.is_terminal:
+            watch_as_lines(directory, console)
+        elif watch:
+            watch_as_table(directory, console)
+        elif as_json:
+            rows = [asdict(row) for sweep in read_sweeps(directory) for row in sweep.rows]
+            console.print_json(json.dumps(rows))
         else:
-            watch_as_lines(directory)
+            console.print(view(read_sweeps(directory), console.width), soft_wrap=True)
     except KeyboardInterrupt:
         return
 
@@ -135,19 +129,26 @@ def refreshed(directory: Path) -> Iterator[list[Sweep]]:
         time.sleep(REFRESH_SECONDS)
 
 
-def watch_as_json(directory: Path) -> None:
+def watch_as_table(directory: Path, console: Console) -> None:
+    """A table that is drawn anew, as tall as the terminal; the whole of it stays at the end."""
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        for sweeps in refreshed(directory):
+            live.update(fitting(sweeps, console), refresh=True)
+    console.print(view(sweeps, console.width), soft_wrap=True)
+
+
+def watch_as_json(directory: Path, console: Console) -> None:
     """One object a line and refresh."""
-    console = output()
     for sweeps in refreshed(directory):
         experiments = [{"experiment": sweep.directory.absolute().name, "eta_s": sweep.eta_s} for sweep in sweeps]
         runs = [asdict(row) for sweep in sweeps for row in sweep.rows]
-        data: dict[str, Any] = {"at": time.time(), "experiments": experiments, "runs": runs}
+        data = {"at": time.time(), "experiments": experiments, "runs": runs}
         console.out(json.dumps(data), highlight=False)
 
 
-def watch_as_lines(directory: Path) -> None:
+def watch_as_lines(directory: Path, console: Console) -> None:
     """A line for every run that is not where it was at the last look."""
-    console, seen = output(), dict[tuple[str, str], tuple[object, ...]]()
+    seen: dict[tuple[str, str], tuple[object, ...]] = {}
     for sweeps in refreshed(directory):
         for row in (row for sweep in sweeps for row in sweep.rows):
             key, now = (row.experiment, row.run_id), (row.state, row.phase, row.step, row.accuracy, row.reason)

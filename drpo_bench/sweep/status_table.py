@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -84,7 +85,9 @@ def table(rows: Sequence[Row], width: int) -> Table:
 
 
 def notes(rows: Sequence[Row]) -> Iterator[Text]:
-    """A line for each run of which there is something to say."""
+    """A line for each run of which there is something to say, and for each other machine."""
+    for host, count in sorted(Counter(host for row in rows if (host := elsewhere(row))).items()):
+        yield Text(f"{count} of them on {host}")
     for row in rows:
         if said := note(row):
             yield Text(f"{row.run_id}: {said}", COLOURS["failed"] if row.state == "failed" else "")
@@ -94,6 +97,11 @@ def note(row: Row) -> str:
     """What no column holds: where it collapsed, and why it did, or failed, or waits."""
     where = f"collapsed at step {row.collapse_step}" if row.collapse_step is not None else ""
     return ": ".join(part for part in (where, row.reason) if part)
+
+
+def elsewhere(row: Row) -> str | None:
+    """The machine that a run is on, where it is another one: of its process only the last sign of life is known."""
+    return row.host if row.host != socket.gethostname() else None
 
 
 def line(row: Row) -> str:
@@ -107,6 +115,8 @@ def line(row: Row) -> str:
         parts.append(f"reward {decimals(row.reward)}")
     if row.eta_s is not None:
         parts.append(f"{significant(row.seconds_per_step)} s a step, {duration(row.eta_s)} to go")
+    if host := elsewhere(row):
+        parts.append(f"on {host}")
     if said := note(row):
         parts.append(said)
     return f"{row.run_id}: {', '.join(parts)}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from drpo_bench.analysis import report
 from drpo_bench.analysis.captions import figure_notes
@@ -16,7 +17,9 @@ from drpo_bench.analysis.layout import save_figure
 from drpo_bench.analysis.load import read_results
 from drpo_bench.analysis.report import comparison_table, write_report
 from drpo_bench.analysis.tables import final_table
+from drpo_bench.cli import app
 from drpo_bench.errors import UserError
+from drpo_bench.records import write_json
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +145,41 @@ def test_experiments_of_one_name_are_told_apart_by_their_folders(make_run, tmp_p
     shutil.copytree(tmp_path / "study", other)
     table = comparison_table([tmp_path / "study", other])
     assert table.title == f"{tmp_path / 'study'} and {other}"
+
+
+def commands(report: Path) -> list[list[str]]:
+    """What the report says to type, without the program's name."""
+    block = report.read_text().split("## How to reproduce")[1].split("```")[1]
+    return [line.split()[1:] for line in block.strip().splitlines()]
+
+
+def moved(tmp_path: Path, out: str, name: str, file: str) -> Path:
+    """The folder of `make_run` under another results folder, as an experiment of that file."""
+    (tmp_path / out).mkdir()
+    directory = (tmp_path / "study").rename(tmp_path / out / name)
+    write_json(directory / "experiment.json", {"name": name, "file": file})
+    return directory
+
+
+def test_the_commands_that_it_prints_work(make_run, tmp_path, no_drawing, monkeypatch):
+    make_run(loss="drpo")
+    directory = moved(tmp_path, "out", "study", "eng.toml")  # a file of another name than the experiment
+    (tmp_path / "eng.toml").write_text("[experiment]\nname = 'study'\n")
+    text = write_report(directory).read_text()
+    run, again = commands(directory / "report.md")
+    assert (run, again) == (["run", "eng.toml", "--out", "out"], ["report", "out/study"])
+    assert "`drpo-bench reproduce out/study/runs/<run_id>`" in text
+    assert "eng.toml, which is expected beside the folder out" in text
+    monkeypatch.chdir(tmp_path)
+    for command in ([*run, "--dry-run"], again):
+        assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+
+
+def test_a_shipped_experiment_is_run_by_its_name(make_run, tmp_path, no_drawing, monkeypatch):
+    make_run(loss="drpo")
+    directory = moved(tmp_path, "results", "quickstart", "quickstart.toml")
+    assert "which comes with drpo-bench" in write_report(directory).read_text()
+    run, _ = commands(directory / "report.md")
+    assert run == ["run", "quickstart"]
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(app, [*run, "--dry-run"], catch_exceptions=False).exit_code == 0
