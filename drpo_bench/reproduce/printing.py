@@ -21,9 +21,9 @@ HEADLINE = {
 def print_verdict(verdict: Verdict, console: Console) -> None:
     """The verdict first; then what differs, and by how much."""
     colour, words = HEADLINE[verdict.result]
-    console.print(Text.assemble(f"{verdict.recorded.config.run_id}: ", (words, f"bold {colour}")), soft_wrap=True)
+    console.print(Text.assemble(f"{verdict.recorded.config.run_id}: ", (words, f"bold {colour}")))
     for line in summary(verdict):
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(line))
     if verdict.comparison.differences:
         console.print(worst_table(verdict))
         if verdict.excuses:

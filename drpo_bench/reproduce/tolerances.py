@@ -62,6 +62,11 @@ class Judgement:
         """Infinite where one side has no value."""
         return math.inf if self.then is None or self.now is None else abs(self.then - self.now)
 
+    @property
+    def share(self) -> float:
+        """Of what is allowed; above 1 is outside."""
+        return self.difference / self.allowed if self.allowed else math.inf
+
 
 def judged(config: RunConfig) -> dict[str, Mean]:
     """The table: every metric that is judged."""
@@ -107,7 +112,7 @@ def judge(
                 limit = allowed(mean, left, right, at_same_weights, config.rollout.max_new_tokens)
             entries.append(Judgement(metric, step, left, right, limit))
         if entries:
-            worst = max(entries, key=lambda entry: entry.difference - entry.allowed)
-            outside = sum(entry.difference > entry.allowed for entry in entries)
+            worst = max(entries, key=lambda entry: entry.share)
+            outside = sum(entry.share > 1 for entry in entries)
             judgements.append(replace(worst, records=len(entries), outside=outside))
     return judgements

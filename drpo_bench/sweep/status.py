@@ -114,7 +114,7 @@ def print_status(directory: Path, as_json: bool, watch: bool) -> None:
             rows = [asdict(row) for sweep in read_sweeps(directory) for row in sweep.rows]
             console.print_json(json.dumps(rows))
         else:
-            console.print(view(read_sweeps(directory), console.width), soft_wrap=True)
+            console.print(view(read_sweeps(directory), console.width))
     except KeyboardInterrupt:
         return
 
@@ -134,7 +134,7 @@ def watch_as_table(directory: Path, console: Console) -> None:
     with Live(console=console, auto_refresh=False, transient=True) as live:
         for sweeps in refreshed(directory):
             live.update(fitting(sweeps, console), refresh=True)
-    console.print(view(sweeps, console.width), soft_wrap=True)
+    console.print(view(sweeps, console.width))
 
 
 def watch_as_json(directory: Path, console: Console) -> None:
