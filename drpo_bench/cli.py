@@ -98,13 +98,34 @@ def sync(
     directories: Annotated[list[Path], typer.Argument(help="Experiment folders, results/<name>.")],
 ) -> None:
     """Send to MLflow what it has not received yet."""
-    from drpo_bench.tracking import Tracker
+    from drpo_bench.tracking import Sender
+    from drpo_bench.tracking.store import check_store, shown
 
-    for directory in directories:
+    stores = {directory: mlflow_uri(directory.absolute().parent) for directory in directories}
+    for directory, uri in stores.items():
         if not (directory / "runs").is_dir():
             raise UserError(f"{directory}: no runs folder")
-        if not Tracker(directory, mlflow_uri(directory.parent)).finish():
-            raise typer.Exit(1)
+        check_store(uri)
+    everything = True
+    for directory, uri in stores.items():
+        sender = Sender(directory, uri)
+        everything &= sender.attempt(artifacts=True)
+        typer.echo(f"{directory}: {sender.records} records sent to {shown(uri)}")
+    if not everything:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    results: Annotated[Path, typer.Argument(metavar="[DIR]", help="Results directory.")] = DEFAULT_OUT,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to serve on.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to serve on; this machine alone by default.")] = "127.0.0.1",
+) -> None:
+    """Serve MLflow's page for the store in use, until Ctrl-C."""
+    from drpo_bench.tracking.ui import serve
+
+    is_experiment = not (results / "mlflow.db").exists() and (results / "runs").is_dir()
+    serve(mlflow_uri(results.absolute().parent if is_experiment else results), host, port)
 
 
 @app.command()
@@ -210,8 +231,9 @@ def losses_verify(as_json: Annotated[bool, typer.Option("--json", help="Print JS
 def mlflow_uri(out: Path) -> str:
     """MLFLOW_TRACKING_URI, or a SQLite file in the results directory."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the next sync is the retry
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(out / 'mlflow.db').absolute()}"
 
 
