@@ -14,6 +14,7 @@ TIME = "time_s"  # in every record, so its history in MLflow tells which records
 METRICS_A_REQUEST = 1000  # the server's limits
 PARAMS_A_REQUEST = 100
 LONGEST_PARAM = 6000
+SOURCE = {"mlflow.source.name": "drpo-bench", "mlflow.source.type": "LOCAL"}
 STATUS: dict[State, str] = {
     "pending": "SCHEDULED",
     "running": "RUNNING",
@@ -71,7 +72,7 @@ def experiment_tags(directory: Path) -> dict[str, str]:
     owner = optional_json(directory / "runner.json")  # there while a runner is at work
     words = shlex.split(owner.get("command", "")) or ["drpo-bench", "run", about.get("file", directory.name)]
     tags["command"] = shlex.join(["drpo-bench", *words[1:]])
-    return tags
+    return tags | SOURCE
 
 
 def experiment_note(directory: Path, tags: dict[str, str]) -> str:

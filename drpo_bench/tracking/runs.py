@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from drpo_bench.records import RunDir, write_json, write_text
-from drpo_bench.tracking.contents import TIME, experiment_note, experiment_tags, optional_json, run_note
+from drpo_bench.tracking.contents import SOURCE, TIME, experiment_note, experiment_tags, optional_json, run_note
 from drpo_bench.tracking.store import DATABASES, scheme_of, sqlite_file
 
 FOLDER_ID, RUN_FILE = "mlflow.id", "mlflow.json"
@@ -103,7 +103,7 @@ class Runs:
         name = f"{run_dir.path.name}/{numerics}"
         sent = self.present(name)
         if sent is None:
-            tags = {"mlflow.parentRunId": self.parent.run_id, "mlflow.note.content": run_note(run_dir)}
+            tags = SOURCE | {"mlflow.parentRunId": self.parent.run_id, "mlflow.note.content": run_note(run_dir)}
             written = status.get("updated_at", run_dir.config.stat().st_mtime)
             start_ms = int(1000 * (written - status.get("seconds", 0.0)))
             sent = self.create(name, run_dir.path.name, tags, start_ms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -43,6 +44,8 @@ def serve(uri: str, host: str, port: int) -> None:
             if host not in LOOPBACK:
                 typer.echo(f"warning: {host} is not the loopback address; MLflow asks nobody for a password", err=True)
             typer.echo(f"MLflow: {address} (Ctrl-C to stop)")
+            for name, page in pages(address):
+                typer.echo(f"  {name}: {page}")
             process.wait()
             raise UserError(f"MLflow ended: {last_line(log)}")
     except KeyboardInterrupt:
@@ -104,6 +107,15 @@ def wait_until_it_answers(process: subprocess.Popen[bytes], address: str, log: I
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     raise UserError(f"MLflow did not answer within {START_SECONDS:.0f} s: {last_line(log)}")
+
+
+def pages(address: str) -> list[tuple[str, str]]:
+    """Name and page of every experiment that drpo-bench made, newest first: MLflow's own links open on another view."""
+    with urllib.request.urlopen(f"{address}/api/2.0/mlflow/experiments/search?max_results=1000", timeout=30) as answer:
+        found = json.load(answer).get("experiments", [])
+    ours = [e for e in found if any(tag["key"] == "drpo_bench.version" for tag in e.get("tags", []))]
+    view = "runs?workflowType=machine_learning"
+    return [(e["name"], f"{address}/#/experiments/{e['experiment_id']}/{view}") for e in ours]
 
 
 def last_line(log: IO[bytes]) -> str:
