@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,6 +13,12 @@ from drpo_bench.errors import UserError, did_you_mean
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SERVERS = ("http", "https", "databricks")
+LIMITS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "PGCONNECT_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
 LONGEST_REASON = 200  # characters of what a library said
 
 
@@ -23,8 +30,23 @@ class StoreBusy(StoreError):
     """Another process holds the database; it comes back by itself."""
 
 
+def store_uri(out: Path) -> str:
+    """MLFLOW_TRACKING_URI, or a SQLite file in the results directory."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(out / 'mlflow.db').absolute()}"
+    if uri.startswith("postgresql://") and find_spec("psycopg") is None:  # SQLAlchemy's choice from 2.1 on
+        return uri.replace("postgresql://", "postgresql+psycopg2://", 1)
+    return uri
+
+
+def limit_waiting() -> None:
+    """A server that does not answer costs seconds, not minutes: the next sync is the retry."""
+    for name, value in LIMITS.items():
+        os.environ.setdefault(name, value)
+
+
 def check_store(uri: str) -> None:
     """Raise UserError where the store refuses; one that is merely busy is waited for later. Writes nothing."""
+    limit_waiting()
     try:
         probe(uri)
     except StoreBusy:
@@ -80,7 +102,8 @@ def probe_database(uri: str) -> None:
         with create_engine(uri, poolclass=NullPool).connect():
             pass
     except ModuleNotFoundError as error:
-        raise StoreError(f"needs {error.name}: pip install 'drpo-bench[postgres]'") from None
+        hint = " (pip install -e '.[postgres]')" if str(error.name).startswith("psycopg") else ""
+        raise StoreError(f"needs {error.name}, which is not installed{hint}") from None
     except SQLAlchemyError as error:
         raise StoreError(reason(getattr(error, "orig", None) or error)) from None
 

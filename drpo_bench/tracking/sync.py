@@ -13,7 +13,6 @@ from typing import Any
 from drpo_bench.records import DamagedFile, RunDir, State, read_json
 from drpo_bench.tracking.contents import PARAMS_A_REQUEST, STATUS, TIME, params, requests
 from drpo_bench.tracking.runs import STATE_TAG, Runs, Sent
-from drpo_bench.tracking.store import SERVERS, probe, scheme_of
 from drpo_bench.tracking.tail import Tail
 
 FILES = ("config.json", "env.json", "samples.jsonl", "log.txt")  # of a run, beside its metrics
@@ -27,8 +26,6 @@ class ExperimentSync:
 
         for noisy in ("alembic", "mlflow"):  # what they would say is in the exception
             logging.getLogger(noisy).setLevel(logging.CRITICAL)
-        if scheme_of(uri) not in SERVERS:
-            probe(uri)  # fails at once, where MLflow would try for minutes
         self.directory, self.client = directory, MlflowClient(uri)
         self.runs = Runs(self.client, directory, uri)
         self.tails: dict[Path, Tail] = {}

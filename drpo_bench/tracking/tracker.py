@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drpo_bench.tracking.store import StoreError, reason, shown
+from drpo_bench.tracking.store import SERVERS, StoreError, limit_waiting, probe, reason, scheme_of, shown
 
 if TYPE_CHECKING:
     from drpo_bench.tracking.sync import ExperimentSync
@@ -28,6 +28,7 @@ class Sender:
     """Sends one folder, again and again; a store that fails is warned about once and tried again."""
 
     def __init__(self, directory: Path, uri: str) -> None:
+        limit_waiting()
         self.directory, self.uri = directory, uri
         self.synced: ExperimentSync | None = None
         self.records, self.warned = 0, False
@@ -42,6 +43,8 @@ class Sender:
 
         try:
             with FileLock(self.directory / LOCK, timeout=LOCK_SECONDS):
+                if scheme_of(self.uri) not in SERVERS:
+                    probe(self.uri)  # fails at once, where MLflow would try for minutes
                 self.synced = self.synced or ExperimentSync(self.directory, self.uri)
                 self.records += self.synced.sync()
                 if artifacts:

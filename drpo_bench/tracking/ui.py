@@ -58,7 +58,9 @@ def check_free(host: str, port: int) -> None:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
     except OSError as error:
-        raise UserError(f"--host {host} --port {port}: {error.strerror}; choose another --port") from None
+        raise UserError(
+            f"--host {host} --port {port}: {os.strerror(error.errno or 0)}; choose another --port"
+        ) from None
 
 
 @contextmanager
