@@ -1,4 +1,4 @@
-"""Sends a sweep to MLflow from a process of its own: training never waits for it, nor fails with it."""
+"""Sends a sweep to MLflow from processes of their own: training never waits for them, nor fails with them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drpo_bench.tracking.store import SERVERS, StoreError, limit_waiting, probe, reason, scheme_of, shown
 
@@ -19,19 +22,19 @@ if TYPE_CHECKING:
 LOCK = "mlflow.lock"  # one sender a folder at a time: the tracker of a run, or `drpo-bench sync`
 LOCK_SECONDS = 30.0
 SYNC_SECONDS = 10.0  # long enough for requests of many records, which cost half as much a record
-NICENESS = 10  # a tenth of a worker's share of its core, while there is something to send
-FINISH_SECONDS = 60.0  # after the sweep; what is left then, `drpo-bench sync` sends
-FINISH = "finish"
+NICENESS = 19  # at most 1.5% of a core that a worker keeps busy
+STOP_SECONDS = 5.0  # for the request under way, when the sweep ends
+FINISH_SECONDS = 60.0  # for what is left then; the rest is `drpo-bench sync`'s
 
 
 class Sender:
     """Sends one folder, again and again; a store that fails is warned about once and tried again."""
 
-    def __init__(self, directory: Path, uri: str) -> None:
+    def __init__(self, directory: Path, uri: str, warned: bool = False) -> None:
         limit_waiting()
-        self.directory, self.uri = directory, uri
+        self.directory, self.uri, self.warned = directory, uri, warned
         self.synced: ExperimentSync | None = None
-        self.records, self.warned = 0, False
+        self.records = 0
 
     def attempt(self, artifacts: bool = False) -> bool:
         """One sync, with figures and report if asked for; whether MLflow now has all of it."""
@@ -65,54 +68,84 @@ class Sender:
 
 
 class Tracker:
-    """The process that sends a sweep while its runs train."""
+    """The processes that send a sweep: one while its runs train, behind them, and one when they are done."""
 
     def __init__(self, directory: Path, uri: str) -> None:
         self.directory, self.uri = directory, uri
-        self.connection, self.other_end = multiprocessing.Pipe()
-        context = multiprocessing.get_context("spawn")
-        arguments = (directory, uri, self.other_end)
-        self.process = context.Process(target=send_until_told, args=arguments, name="mlflow", daemon=True)
+        self.running: tuple[SpawnProcess, Connection] | None = None
 
     def start(self) -> None:
-        """Start the process; Ctrl-C, which the terminal sends to all, is for the runner alone."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the process inherits it
-        try:
-            self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        self.other_end.close()
+        """Send what is new every few seconds from now on."""
+        self.running = launch(send_what_is_new, self.directory, self.uri)
 
     def finish(self) -> bool:
         """Send what is left, with figures and report; False if the store did not take it within FINISH_SECONDS."""
-        if self.process.pid is None:
-            self.start()
+        warned = self.stop() if self.running else False
+        process, connection = launch(send_the_rest, self.directory, self.uri, warned)
         sent = False
         try:
-            self.connection.send(FINISH)
-            if self.connection.poll(FINISH_SECONDS):
-                sent = self.connection.recv()
-            else:
-                warn(f"MLflow at {shown(self.uri)} is not done after {FINISH_SECONDS:.0f} s", self.directory)
-        except (EOFError, OSError):  # the process is gone, and said why
-            warn(f"MLflow at {shown(self.uri)}: the process that sends ended early", self.directory)
-        self.process.kill()  # nothing is lost: a request is stored as a whole or not at all
-        self.process.join()
+            sent = connection.poll(FINISH_SECONDS) and connection.recv()
+        except EOFError:  # it said why
+            warned = True
+        if process.is_alive() and not sent and not warned:
+            warn(f"MLflow at {shown(self.uri)} is not done after {FINISH_SECONDS:.0f} s", self.directory)
+        end(process)
         return sent
 
+    def stop(self) -> bool:
+        """Stop sending; whether there was a warning."""
+        assert self.running
+        process, connection = self.running
+        try:
+            warned = connection.poll() and connection.recv()
+        except EOFError:  # it was killed; whoever sends the rest finds out what there is
+            warned = False
+        connection.close()
+        process.join(STOP_SECONDS)
+        end(process)
+        return bool(warned)
 
-def send_until_told(directory: Path, uri: str, connection: Connection) -> None:
-    """The process: a sync every few seconds, a last one when told to finish; it ends when the runner does."""
-    os.nice(NICENESS)
-    sender = Sender(directory, uri)
+
+def launch(target: Callable[..., None], *arguments: Any) -> tuple[SpawnProcess, Connection]:
+    """A process that ends with this one, and its pipe. Ctrl-C, which a terminal sends to all, is for the runner."""
+    ours, theirs = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=target, args=(theirs, *arguments), name="mlflow", daemon=True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the process inherits it
     try:
-        sender.attempt()
-        gc.freeze()  # MLflow's modules: collecting among them took a third of a sync
-        while not connection.poll(SYNC_SECONDS):
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    theirs.close()
+    return process, ours
+
+
+def end(process: SpawnProcess) -> None:
+    """Whatever it is at: a request is stored as a whole or not at all."""
+    process.kill()
+    process.join()
+
+
+def send_what_is_new(connection: Connection, directory: Path, uri: str) -> None:
+    """A sync every few seconds until the runner closes the pipe, or is gone; the first one while the runs start."""
+    sender = Sender(directory, uri)
+    sender.attempt()
+    gc.freeze()  # MLflow's modules: collecting among them took a third of a sync
+    os.nice(NICENESS)
+    told = False
+    with suppress(BrokenPipeError):  # the runner is gone
+        while True:
+            if sender.warned and not told:
+                connection.send(True)
+                told = True
+            if connection.poll(SYNC_SECONDS):
+                return
             sender.attempt()
-        connection.send(connection.recv() == FINISH and sender.attempt(artifacts=True))
-    except (EOFError, BrokenPipeError):
-        return  # the runner was killed; the next one sends the rest
+
+
+def send_the_rest(connection: Connection, directory: Path, uri: str, warned: bool) -> None:
+    """The last sync of a sweep, at the priority of any process."""
+    connection.send(Sender(directory, uri, warned).attempt(artifacts=True))
 
 
 def warn(message: str, directory: Path) -> None:

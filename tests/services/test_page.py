@@ -105,7 +105,7 @@ def test_the_curves_of_a_run(page, address, results, shoot):
     name, run_id = next(iter(run_ids(results).items()))
     base = address.split("/runs")[0]
     page.goto(f"{base}/runs/{run_id}/model-metrics")
-    page.get_by_placeholder("Search metric charts").fill("grad_norm_last")
+    page.get_by_placeholder("Search metric charts").fill("rollout_tokens_per_s")
     chart = page.locator(".js-plotly-plot").first
     chart.locator("path.js-line").first.wait_for(state="attached")
     line = chart.locator("path.js-line").first.get_attribute("d")
