@@ -24,6 +24,7 @@ LOCK_SECONDS = 30.0
 SYNC_SECONDS = 10.0  # long enough for requests of many records, which cost half as much a record
 NICENESS = 19  # at most 1.5% of a core that a worker keeps busy
 STOP_SECONDS = 5.0  # for the request under way, when the sweep ends
+STOP, WARNED = "stop", "warned"  # what the processes say to each other
 FINISH_SECONDS = 60.0  # for what is left then; the rest is `drpo-bench sync`'s
 
 
@@ -82,12 +83,11 @@ class Tracker:
         """Send what is left, with figures and report; False if the store did not take it within FINISH_SECONDS."""
         warned = self.stop() if self.running else False
         process, connection = launch(send_the_rest, self.directory, self.uri, warned)
-        sent = False
-        try:
-            sent = connection.poll(FINISH_SECONDS) and connection.recv()
-        except EOFError:  # it said why
-            warned = True
-        if process.is_alive() and not sent and not warned:
+        answered, sent = connection.poll(FINISH_SECONDS), False
+        if answered:
+            with suppress(EOFError):  # it ended without an answer, and said why
+                sent = connection.recv()
+        elif not warned:
             warn(f"MLflow at {shown(self.uri)} is not done after {FINISH_SECONDS:.0f} s", self.directory)
         end(process)
         return sent
@@ -96,26 +96,21 @@ class Tracker:
         """Stop sending; whether there was a warning."""
         assert self.running
         process, connection = self.running
-        try:
-            warned = connection.poll() and connection.recv()
-        except EOFError:  # it was killed; whoever sends the rest finds out what there is
-            warned = False
-        connection.close()
-        process.join(STOP_SECONDS)
+        heard = set()
+        with suppress(EOFError, OSError):  # it was killed: whoever sends the rest finds out what there is
+            connection.send(STOP)
+            while STOP not in heard and connection.poll(STOP_SECONDS):
+                heard.add(connection.recv())
         end(process)
-        return bool(warned)
+        return WARNED in heard
 
 
 def launch(target: Callable[..., None], *arguments: Any) -> tuple[SpawnProcess, Connection]:
-    """A process that ends with this one, and its pipe. Ctrl-C, which a terminal sends to all, is for the runner."""
+    """A process that ends with this one, and the pipe to it."""
     ours, theirs = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=target, args=(theirs, *arguments), name="mlflow", daemon=True)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the process inherits it
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    process.start()
     theirs.close()
     return process, ours
 
@@ -127,24 +122,27 @@ def end(process: SpawnProcess) -> None:
 
 
 def send_what_is_new(connection: Connection, directory: Path, uri: str) -> None:
-    """A sync every few seconds until the runner closes the pipe, or is gone; the first one while the runs start."""
+    """A sync every few seconds until the runner says so, or is gone; the first one while the runs start."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; it is for the runner
     sender = Sender(directory, uri)
-    sender.attempt()
-    gc.freeze()  # MLflow's modules: collecting among them took a third of a sync
-    os.nice(NICENESS)
     told = False
     with suppress(BrokenPipeError):  # the runner is gone
         while True:
-            if sender.warned and not told:
-                connection.send(True)
-                told = True
-            if connection.poll(SYNC_SECONDS):
-                return
             sender.attempt()
+            if sender.warned and not told:
+                connection.send(WARNED)
+                told = True
+            if os.nice(0) < NICENESS:
+                gc.freeze()  # MLflow's modules: collecting among them took a third of a sync
+                os.nice(NICENESS)
+            if connection.poll(SYNC_SECONDS):
+                connection.send(STOP)
+                return
 
 
 def send_the_rest(connection: Connection, directory: Path, uri: str, warned: bool) -> None:
     """The last sync of a sweep, at the priority of any process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection.send(Sender(directory, uri, warned).attempt(artifacts=True))
 
 
