@@ -38,7 +38,7 @@ def stored(value: float) -> float | str:
 
 
 def find(uri: str, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
-    """The client, the one parent, and the children by name; each run exactly once, deleted ones aside."""
+    """The client, the one parent, and the children by run id; each run exactly once, deleted ones aside."""
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
@@ -47,7 +47,7 @@ def find(uri: str, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(children) == len(runs) - 1
-    named = {run.info.run_name: run for run in children}
+    named = {run.data.tags["drpo_bench.run"].split("/")[0]: run for run in children}
     assert len(named) == len(children)
     return client, parent, named
 

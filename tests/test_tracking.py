@@ -13,7 +13,7 @@ import mlflow
 import pytest
 
 from drpo_bench.config import RunConfig, canonical
-from drpo_bench.records import cut_back, read_records, write_json
+from drpo_bench.records import cut_back, read_json, read_records, write_json
 from drpo_bench.tracking import Sender, contents
 from drpo_bench.tracking.sync import ExperimentSync
 from drpo_bench.tracking.tail import Tail
@@ -38,6 +38,7 @@ def test_parent_child_params_state_and_files(uri, folder):
     write_json(folder / "runner.json", {"command": "/bin/drpo-bench run x.toml --set a=1"})
     assert Sender(folder, uri).attempt()
     child = check_complete(uri, folder)[run_dir.path.name]
+    assert child.info.run_name == "drpo fp32 s0 nano 00000000"
     assert child.data.params["loss.delta"] == "inf"
     assert child.data.params["question"] == "?" * 5997 + "..."
     assert child.info.status == "RUNNING"
@@ -156,10 +157,9 @@ def test_of_two_runs_that_a_late_answer_made_one_is_kept(uri, folder):
     first.runs.known.clear()  # both ask before either has created
     second = ExperimentSync(folder, uri)
     second.runs.known.clear()
-    name, status = f"{run_dir.path.name}/3", run_dir.status()
-    kept = first.runs.child(run_dir, 3, status)
+    kept = first.runs.child(run_dir, read_json(run_dir.config), run_dir.status())
     first.send_records(run_dir, kept)
-    second.runs.create(name, run_dir.path.name, {"mlflow.parentRunId": first.runs.parent.run_id}, 0)
+    second.runs.create(f"{run_dir.path.name}/3", run_dir.path.name, {"mlflow.parentRunId": first.runs.parent.run_id}, 0)
     assert Sender(folder, uri).attempt()
     assert check_complete(uri, folder)[run_dir.path.name].info.run_id == kept.run_id
 

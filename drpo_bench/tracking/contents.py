@@ -82,6 +82,14 @@ def experiment_note(directory: Path, tags: dict[str, str]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def run_title(run_id: str, config: dict[str, Any]) -> str:
+    """The loss first: MLflow's columns show some fifteen letters, and in a run id these are model and precision."""
+    loss, seed = config["loss"]["id"], config["seed"]
+    setting, found, digest = run_id.partition(f"-{loss}-s{seed}-")
+    model, _, precision = setting.partition("-")
+    return f"{loss} {precision} s{seed} {model} {digest}" if found else run_id
+
+
 def run_note(run_dir: RunDir) -> str:
     """The description of a child run, Markdown."""
     return f"`drpo-bench reproduce {run_dir.path}` runs it again and compares every metric."

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from drpo_bench.records import RunDir, write_json, write_text
-from drpo_bench.tracking.contents import SOURCE, TIME, experiment_note, experiment_tags, optional_json, run_note
+from drpo_bench.tracking.contents import (
+    SOURCE,
+    TIME,
+    experiment_note,
+    experiment_tags,
+    optional_json,
+    run_note,
+    run_title,
+)
 from drpo_bench.tracking.store import DATABASES, scheme_of, sqlite_file
 
 FOLDER_ID, RUN_FILE = "mlflow.id", "mlflow.json"
@@ -98,15 +106,15 @@ class Runs:
         write_json(self.directory / RUN_FILE, {"folder": self.folder, "run_id": parent.run_id})
         return parent
 
-    def child(self, run_dir: RunDir, numerics: int, status: dict[str, Any]) -> Sent:
+    def child(self, run_dir: RunDir, config: dict[str, Any], status: dict[str, Any]) -> Sent:
         """The run of a run directory; one that was started over with other numerics is another run."""
-        name = f"{run_dir.path.name}/{numerics}"
+        name = f"{run_dir.path.name}/{config['numerics_version']}"
         sent = self.present(name)
         if sent is None:
             tags = SOURCE | {"mlflow.parentRunId": self.parent.run_id, "mlflow.note.content": run_note(run_dir)}
             written = status.get("updated_at", run_dir.config.stat().st_mtime)
             start_ms = int(1000 * (written - status.get("seconds", 0.0)))
-            sent = self.create(name, run_dir.path.name, tags, start_ms)
+            sent = self.create(name, run_title(run_dir.path.name, config), tags, start_ms)
         if optional_json(run_dir.path / RUN_FILE).get("run_id") != sent.run_id:
             write_json(run_dir.path / RUN_FILE, {"folder": self.folder, "run_id": sent.run_id})
         return sent

@@ -55,7 +55,7 @@ class ExperimentSync:
         """Metrics, then what changes with the state; its tag comes last, and says that the rest is there."""
         status = run_dir.status()  # before the records: those of a run that is done are complete
         config = read_json(run_dir.config)
-        sent = self.runs.child(run_dir, config["numerics_version"], status)
+        sent = self.runs.child(run_dir, config, status)
         count = self.send_records(run_dir, sent)
         if status["state"] != sent.state:
             self.describe(run_dir, config, sent)

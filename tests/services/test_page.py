@@ -5,7 +5,6 @@ DRPO_BENCH_SCREENSHOTS names a folder that keeps the pictures.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from drpo_bench.records import read_json
+from drpo_bench.tracking.contents import run_title
 from tests.mlflow_store import check_complete
 from tests.services.conftest import absent
 from tests.services.servers import SWEEP, drpo_bench, free_port
@@ -79,9 +80,10 @@ def shoot(page, tmp_path_factory):
 
 
 def run_ids(results: Path) -> dict[str, str]:
-    """The MLflow run of every run directory."""
+    """The MLflow run of every run directory, by its title on the page."""
     paths = (results / "small" / "runs").glob("*/mlflow.json")
-    return {path.parent.name: json.loads(path.read_text())["run_id"] for path in paths}
+    titles = {path: run_title(path.parent.name, read_json(path.parent / "config.json")) for path in paths}
+    return {title: read_json(path)["run_id"] for path, title in titles.items()}
 
 
 def test_the_experiment_and_its_nested_runs(page, address, results, shoot):
@@ -115,9 +117,9 @@ def test_the_curves_of_a_run(page, address, results, shoot):
 
 
 def test_params_and_description_of_a_run(page, address, results, shoot):
-    name, run_id = next((name, run_id) for name, run_id in run_ids(results).items() if "drpo" in name)
+    run_id = next(run_id for title, run_id in run_ids(results).items() if title.startswith("drpo"))
     page.goto(f"{address.split('/runs')[0]}/runs/{run_id}")
-    page.get_by_text(f"drpo-bench reproduce results/small/runs/{name}").wait_for()
+    page.get_by_text("drpo-bench reproduce results/small/runs/nano-fp32-drpo-s0-").wait_for()
     shoot("run")
     page.get_by_placeholder("Search parameters").fill("loss.delta")
     row = page.get_by_role("row").filter(has_text="loss.delta")
@@ -126,7 +128,7 @@ def test_params_and_description_of_a_run(page, address, results, shoot):
 
 
 def test_a_figure_among_the_artifacts(page, address, results, shoot):
-    parent = json.loads((results / "small" / "mlflow.json").read_text())["run_id"]
+    parent = read_json(results / "small" / "mlflow.json")["run_id"]
     page.goto(f"{address.split('/runs')[0]}/runs/{parent}/artifacts")
     page.get_by_text("figures", exact=True).click()
     page.get_by_text("learning_curves.png", exact=True).click()
