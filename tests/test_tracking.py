@@ -11,10 +11,11 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from filelock import FileLock
 
 from drpo_bench.config import RunConfig, canonical
 from drpo_bench.records import cut_back, read_json, read_records, write_json
-from drpo_bench.tracking import Sender, contents
+from drpo_bench.tracking import Sender, contents, tracker
 from drpo_bench.tracking.sync import ExperimentSync
 from drpo_bench.tracking.tail import Tail
 from tests.mlflow_store import add_records, add_run, check_complete, find
@@ -138,13 +139,16 @@ def test_a_store_that_lost_everything_is_filled_again(uri, folder, tmp_path):
     check_complete(uri, folder)
 
 
-def test_runs_deleted_on_the_page_come_back(uri, folder):
+@pytest.mark.parametrize("deleted", ["runs", "experiment"])
+def test_what_was_deleted_on_the_page_comes_back(uri, folder, deleted):
     run_dir = add_run(folder)
     assert Sender(folder, uri).attempt()
     client, parent, children = find(uri, folder)
-    for run_id in (parent.info.run_id, children[run_dir.path.name].info.run_id):
-        client.delete_run(run_id)
-    client.delete_experiment(parent.info.experiment_id)
+    if deleted == "experiment":
+        client.delete_experiment(parent.info.experiment_id)
+    else:
+        for run in (parent, *children.values()):
+            client.delete_run(run.info.run_id)
     add_records(run_dir, range(3, 4))
     sender = Sender(folder, uri)
     assert sender.attempt() and sender.records == 1
@@ -175,6 +179,15 @@ def test_two_senders_at_once_send_once(uri, folder):
         thread.join()
     assert sum(sender.records for sender in senders) == 60
     check_complete(uri, folder)
+
+
+def test_a_sender_waits_for_the_other(uri, folder, monkeypatch, capsys):
+    add_run(folder)
+    monkeypatch.setattr(tracker, "LOCK_SECONDS", 0.1)
+    with FileLock(folder / "mlflow.lock"):
+        assert not Sender(folder, uri).attempt()
+    assert "mlflow.lock" in capsys.readouterr().err
+    assert Sender(folder, uri).attempt()
 
 
 def test_a_run_with_a_damaged_file_is_left_out_and_told_of(uri, folder, capsys):
