@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from drpo_bench.errors import UserError
@@ -14,7 +16,7 @@ from drpo_bench.records import cut_back
 from drpo_bench.tracking import Sender
 from drpo_bench.tracking.store import check_store
 from tests.mlflow_store import add_records, add_run, check_complete
-from tests.services.servers import SWEEP, Cluster, drpo_bench
+from tests.services.servers import SWEEP, Cluster, drpo_bench, free_port
 
 
 @pytest.fixture(params=["server on SQLite", "server on PostgreSQL", "PostgreSQL"])
@@ -100,3 +102,20 @@ def test_a_server_that_stops_while_a_sweep_runs(serve, tmp_path):
     check_complete(server.address, folder)
     assert Path(tmp_path / "artifacts").is_dir()  # the server's place, and none of ours
     assert not (tmp_path / "results" / "mlflow").exists() and not (tmp_path / "mlruns").exists()
+
+
+def test_the_page_of_a_database(postgres, cluster: Cluster, tmp_path):
+    folder = tmp_path / "study"
+    add_run(folder)
+    assert Sender(folder, postgres).attempt()
+    port = free_port()
+    command = drpo_bench("ui", "--port", str(port), cwd=tmp_path, store=postgres)
+    with subprocess.Popen(**command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline().startswith(f"MLflow: http://127.0.0.1:{port} ")
+            assert process.stdout.readline().startswith("  study: ")
+            everyone = [process, *psutil.Process(process.pid).children(recursive=True)]
+            assert not any(cluster.password in " ".join(psutil.Process(p.pid).cmdline()) for p in everyone)
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
