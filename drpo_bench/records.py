@@ -82,14 +82,19 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
         return
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if line.endswith(b"\n"):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                raise DamagedFile(f"{path}: line {number} is damaged") from None
-            for key in record.keys() - {"step"}:
-                if record[key] in ("nan", "inf", "-inf"):
-                    record[key] = float(record[key])
-            yield record
+            yield parse_record(line, f"{path}: line {number}")
+
+
+def parse_record(line: bytes, where: str) -> dict[str, Any]:
+    """The record in a line of a jsonl file. Raises DamagedFile, which tells where the line stands."""
+    try:
+        record: dict[str, Any] = json.loads(line)
+    except ValueError:
+        raise DamagedFile(f"{where} is damaged") from None
+    for key in record.keys() - {"step"}:
+        if record[key] in ("nan", "inf", "-inf"):
+            record[key] = float(record[key])
+    return record
 
 
 def extent(path: Path) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from drpo_bench.tracking.store import shown
+
 BUSY = 0.5  # load a core above which timings say more about the neighbours than about the code
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -57,15 +59,13 @@ def describe_directory(path: Path) -> dict[str, Any]:
 def describe_store(uri: str) -> dict[str, Any]:
     """The MLflow store, its password left out. A server is not asked: writable is None."""
     address = urlsplit(uri)
-    secret = address.netloc.rpartition("@")[0]
-    shown = uri.replace(f"{secret}@", "***@", 1) if secret else uri
     if address.scheme.split("+")[0] == "sqlite":  # sqlite:///relative, sqlite:////absolute
         file = Path(address.path.removeprefix("/"))
         folder = describe_directory(file.parent)["writable"]
-        return {"uri": shown, "writable": folder and (not file.exists() or os.access(file, os.W_OK))}
+        return {"uri": shown(uri), "writable": folder and (not file.exists() or os.access(file, os.W_OK))}
     if address.scheme in ("", "file") and uri != "databricks":
-        return {"uri": shown, "writable": describe_directory(Path(unquote(address.path)))["writable"]}
-    return {"uri": shown, "writable": None}
+        return {"uri": shown(uri), "writable": describe_directory(Path(unquote(address.path)))["writable"]}
+    return {"uri": shown(uri), "writable": None}
 
 
 def nearest(path: Path) -> Path:

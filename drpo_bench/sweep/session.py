@@ -95,9 +95,12 @@ def run_experiment(
     """Run what is missing, then draw figures and report. True if every run has a result."""
     from drpo_bench.sweep.progress import Progress
     from drpo_bench.tracking import Tracker
+    from drpo_bench.tracking.store import check_store, shown
 
     check_folder(experiment, out)
     preflight(experiment)
+    if tracking_uri:
+        check_store(tracking_uri)
     print_warnings(experiment)
     console = Console()
     with owned_folder(experiment, out, take_over) as directory:
@@ -114,7 +117,7 @@ def run_experiment(
             report = summarise(directory, console)
             console.print(f"Report: {report}\nFigures: {directory / 'figures'}", highlight=False, soft_wrap=True)
         if tracker and tracker.finish():
-            console.print(f"MLflow: {tracking_uri}", highlight=False, soft_wrap=True)
+            console.print(f"MLflow: {shown(tracker.uri)}", highlight=False, soft_wrap=True)
     states = {run.run_id: run_dir_of(run, out).status() for run in experiment.runs}
     failed = {run_id: status for run_id, status in states.items() if status["state"] == "failed"}
     for run_id, status in failed.items():
