@@ -18,8 +18,11 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 
-from drpo_bench.config import RunConfig, canonical
+from drpo_bench.config import RunConfig, canonical, load_run_config
+from drpo_bench.records import RunDir
+from drpo_bench.sweep.runner import WARMSTARTS
 from drpo_bench.sweep.worker import PRELOAD, run_worker
+from drpo_bench.trainer import Trainer
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 GROWING = ("open", "os.mkdir", "write", "fsync")  # operations that need space on the disk
@@ -116,20 +119,37 @@ def located(path: Any, folder: int) -> str:
     return name if folder == -1 else os.path.join(os.readlink(f"/proc/self/fd/{folder}"), name)
 
 
-def run(config: dict[str, Any], experiment_dir: Path, cache: Path, at: int, kind: str) -> None:
+def run(config: dict[str, Any], experiment_dir: Path, at: int, kind: str) -> None:
     """In a process of its own: train, or finish what is there, until the fault strikes."""
     experiment_dir.parent.mkdir(parents=True, exist_ok=True)
     if at:
         Fault(experiment_dir.parent, at, kind).install()
-    run_worker(config, experiment_dir, cache, ())
+    run_worker(config, experiment_dir, experiment_dir.parent / WARMSTARTS, ())
+
+
+def run_until(config: dict[str, Any], experiment_dir: Path, step: int) -> None:
+    """In a process of its own: train some batches and be gone."""
+    run = load_run_config(config)
+    trainer = Trainer(run, RunDir(experiment_dir / "runs" / run.run_id), experiment_dir.parent / WARMSTARTS)
+    trainer.train(until=step)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def start(config: RunConfig, experiment_dir: Path, at: int = 0, kind: str = "kill") -> int | None:
     """The exit code of a process that trains below `experiment_dir` and meets a fault at operation `at`; 0 for none."""
+    return finish(run, config, experiment_dir, at, kind)
+
+
+def stop_after(config: RunConfig, experiment_dir: Path, step: int) -> None:
+    """Begin a run and kill it when `step` batches are done."""
+    assert finish(run_until, config, experiment_dir, step) == -signal.SIGKILL
+
+
+def finish(target: Callable[..., None], config: RunConfig, *arguments: Any) -> int | None:
+    """The exit code of a process that is forked with everything imported, as workers are."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    arguments = (canonical(config.model_dump()), experiment_dir, experiment_dir.parent / "warmstarts", at, kind)
-    process = context.Process(target=run, args=arguments)
+    process = context.Process(target=target, args=(canonical(config.model_dump()), *arguments))
     process.start()
     process.join()
     return process.exitcode
