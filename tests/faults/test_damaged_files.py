@@ -3,50 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drpo_bench.records import RunDir
+from tests.faults.damages import DAMAGES, cut_the_last_line, drop_a_line, flip_a_bit, remove
 from tests.faults.interrupted import start, stop_after
 from tests.faults.tools import differences, end_state, tiny_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-Damage = Callable[[Path], None]
-
-
-def cut_in_half(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.truncate(path.stat().st_size // 2)
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def flip_a_bit(path: Path) -> None:
-    """In the middle, so that a number or a name changes and the file may still look right."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def remove(path: Path) -> None:
-    path.unlink()
-
-
-def drop_a_line(path: Path) -> None:
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:1] + lines[2:]))
-
-
-def cut_the_last_line(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-9])
-
-
-DAMAGES: list[Damage] = [cut_in_half, empty, flip_a_bit, remove]
 CHECKPOINT = [
     *("state.json", "model.safetensors", "optimizer.safetensors", "queue.safetensors", "random.safetensors"),
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),

@@ -129,6 +129,17 @@ def end_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def changed(before: dict[Path, bytes], folder: Path) -> list[Path]:
+    """The files below a folder that are not as they were."""
+    after = contents(folder)
+    return [path for path in sorted({*before, *after}) if before.get(path) != after.get(path)]
+
+
 def without(table: dict[str, Any], names: set[str]) -> dict[str, Any]:
     """A table without some of its entries."""
     return {key: value for key, value in table.items() if key not in names}
