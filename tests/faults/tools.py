@@ -115,13 +115,11 @@ def end_state(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.glob("runs/*/")):
         run_dir = RunDir(path)
         state[f"{path.name}/status.json"] = without(run_dir.status(), NOT_COMPARED)
-        state[f"{path.name}/config.json"] = json.loads(run_dir.config.read_text())
+        state[f"{path.name}/config.json"] = json.loads(run_dir.config.read_text()) if run_dir.config.exists() else None
         state[f"{path.name}/metrics.jsonl"] = untimed(run_dir)
-        state[f"{path.name}/samples.jsonl"] = run_dir.samples.read_bytes()
-        last = max(run_dir.checkpoints.glob("step_*"), key=lambda p: int(p.name.removeprefix("step_")))
-        state[f"{path.name}/checkpoint"] = last.name
-        for file in sorted(last.glob("*.safetensors")):
-            state[f"{path.name}/{file.name}"] = file.read_bytes()
+        state[f"{path.name}/samples.jsonl"] = run_dir.samples.read_bytes() if run_dir.samples.exists() else None
+        for file in sorted(run_dir.checkpoints.glob("step_*/*.safetensors")):
+            state[f"{path.name}/{file.parent.name}/{file.name}"] = file.read_bytes()
     for name in ("summary.csv", "curves.csv"):
         if (folder / name).exists():
             with (folder / name).open(newline="") as file:
