@@ -33,11 +33,16 @@ include = [
     { precision = "fp8_rollout", loss = { id = "pg_is" } },
 ]
 """
-STEPS = 24
+STEPS = 40
 KINDS = ("runner", "worker", "forkserver", "everything")
-# When: some seconds from now, or from when the files say that the sweep is at that; and how often.
-MOMENTS = {"at any time": 9.0, "warm start": 0.6, "training": 2.0, "checkpoint": 0.03, "report": 2.5}
-WEIGHTS = {"at any time": 3, "warm start": 2, "training": 3, "checkpoint": 3, "report": 1}
+# When: once the files say that the sweep is at that, and up to so many seconds later, one after the other; how often.
+MOMENTS: dict[str, tuple[int, list[tuple[str, float]]]] = {
+    "at any time": (3, [("", 9.0)]),
+    "warm start": (2, [("warm start", 0.6)]),
+    "training": (3, [("training", 3.0)]),
+    "checkpoint": (3, [("training", 3.0), ("checkpoint", 0.03)]),
+    "report": (1, [("report", 2.5)]),
+}
 STARTS = 12  # of a round after its last kill; more would mean that the sweep does not come to an end
 ORPHANS_END = 30.0  # seconds in which the processes of a killed runner must have ended by themselves
 LOOK = 0.002  # seconds between two looks at the files
@@ -117,16 +122,18 @@ class Torture:
 
     def strike(self, runner: psutil.Process, results: Path) -> None:
         """One kill of a random kind at a random moment; none where the sweep ends before."""
-        kind, (moment,) = self.random.choice(KINDS), self.random.choices(list(WEIGHTS), list(WEIGHTS.values()))
+        weights = [weight for weight, _ in MOMENTS.values()]
+        kind, (moment,) = self.random.choice(KINDS), self.random.choices(list(MOMENTS), weights)
         if moment == "warm start" and warm(results):
             moment = "training"
-        delay = self.random.uniform(0, MOMENTS[moment])
-        while moment != "at any time" and doing(results) != moment:
-            if ended(runner):
-                return
-            time.sleep(LOOK)
-        until = time.monotonic() + delay
-        while time.monotonic() < until or not (victims := self.victims(kind, runner, results)):
+        for state, longest in MOMENTS[moment][1]:
+            delay = self.random.uniform(0, longest)
+            while state and doing(results) != state:
+                if ended(runner):
+                    return
+                time.sleep(LOOK)
+            time.sleep(delay)
+        while not (victims := self.victims(kind, runner, results)):
             if ended(runner):
                 return
             time.sleep(LOOK)
@@ -139,10 +146,11 @@ class Torture:
                 return
         self.tally.kills[kind] += 1
         self.tally.moments[seen] += 1
+        sys.stderr.write(f"{results.name}: kill {self.tally.kills.total()}, {kind}, {seen}\n")
         if kind in ("runner", "everything"):
-            self.wait_for(family, results.name)
+            self.bury(family, results.name)
 
-    def wait_for(self, family: list[psutil.Process], name: str) -> None:
+    def bury(self, family: list[psutil.Process], name: str) -> None:
         """The processes of a runner that was killed end, by themselves or because they were hit as well."""
         until = time.monotonic() + ORPHANS_END
         while alive := [process for process in family if not ended(process)]:

@@ -1,0 +1,109 @@
+"""A worker that runs out of memory takes nothing with it but its own run, which is tried again."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from drpo_bench.records import RunDir
+from tests.faults.tools import TWO_RUNS, command, differences, end_state, environment, states, write_sweep
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+VICTIM = "pg_is"
+CGROUPS = Path("/sys/fs/cgroup/memory")  # of version 1, where a memory limit may be set for one process
+
+
+def limit(worker: psutil.Process) -> None:
+    """Not a page more than it has."""
+    worker.rlimit(psutil.RLIMIT_AS, (worker.memory_info().vms, resource.RLIM_INFINITY))
+
+
+def kill(worker: psutil.Process) -> None:
+    """What the kernel does to the process that it chooses when memory is out."""
+    worker.send_signal(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_sweep(folder, TWO_RUNS, steps=20)
+    done = subprocess.run(command("run", "small.toml", "--no-tracking"), cwd=folder, env=environment(), check=False)
+    assert done.returncode == 0
+    return end_state(folder / "results" / "small")
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start the sweep in the background; it is gone after the test."""
+    write_sweep(tmp_path, TWO_RUNS, steps=20)
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*options: str) -> subprocess.Popen[bytes]:
+        arguments = command("run", "small.toml", "--no-tracking", "--workers", "2", *options)
+        with (tmp_path / "said.txt").open("ab") as said:
+            started.append(subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=said, stderr=said))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def worker_of(folder: Path, runner: subprocess.Popen[bytes]) -> psutil.Process:
+    """The process that trains the victim's run, once it has done a batch."""
+    while runner.poll() is None:
+        for path in folder.glob(f"runs/*-{VICTIM}-*"):
+            status = RunDir(path).status()
+            if status["state"] == "running" and status.get("step", 0) > 0 and "phase" not in status:
+                return psutil.Process(status["process"]["pid"])
+        time.sleep(0.002)
+    raise AssertionError("the sweep ended before")
+
+
+@pytest.mark.parametrize("starve", [limit, kill])
+def test_a_worker_out_of_memory_is_tried_again(starve, sweep, undisturbed, tmp_path):
+    folder, runner = tmp_path / "results" / "small", sweep("--retries", "1")
+    starve(worker_of(folder, runner))
+    assert runner.wait(timeout=240) == 0, (tmp_path / "said.txt").read_text()
+    assert differences(undisturbed, folder) == []
+    assert "Traceback" not in (tmp_path / "said.txt").read_text()
+
+
+@pytest.mark.parametrize(("starve", "reason"), [(limit, "memory"), (kill, "killed by signal 9")])
+def test_without_retries_only_its_run_fails_and_says_why(starve, reason, sweep, undisturbed, tmp_path):
+    folder, runner = tmp_path / "results" / "small", sweep("--retries", "0")
+    starve(worker_of(folder, runner))
+    assert runner.wait(timeout=240) == 1
+    assert sorted(states(folder).values()) == ["failed", "finished"]
+    (failed,) = (RunDir(path).status() for path in folder.glob(f"runs/*-{VICTIM}-*"))
+    assert reason in failed["reason"].lower()
+    assert failed["step"] > 0
+    assert "Traceback" not in (tmp_path / "said.txt").read_text()
+    assert sweep("--retries", "0").wait(timeout=240) == 0, (tmp_path / "said.txt").read_text()
+    assert differences(undisturbed, folder) == []
+
+
+@pytest.mark.skipif(not CGROUPS.is_dir() or not psutil.Process().username() == "root", reason="needs cgroups of its own")
+def test_the_kernels_own_choice_is_tried_again(sweep, undisturbed, tmp_path):
+    """The worker alone in a group of processes with less memory than it has: the kernel kills it."""
+    group = CGROUPS / f"drpo-bench-{tmp_path.name}"
+    group.mkdir()
+    try:
+        folder, runner = tmp_path / "results" / "small", sweep("--retries", "1")
+        worker = worker_of(folder, runner)
+        (group / "memory.limit_in_bytes").write_text(str(2 * 2**20))
+        (group / "cgroup.procs").write_text(str(worker.pid))
+        assert runner.wait(timeout=240) == 0, (tmp_path / "said.txt").read_text()
+        assert "oom_kill 1" in (group / "memory.oom_control").read_text()
+        assert differences(undisturbed, folder) == []
+    finally:
+        group.rmdir()
