@@ -67,7 +67,7 @@ class Fault:
             if isinstance(path, str | bytes) and flags & WRITING:
                 self.meet(event, os.fsdecode(path))
         elif event == "os.rename":
-            source, target, source_folder, target_folder = arguments
+            _, target, _, target_folder = arguments
             self.meet(event, located(target, target_folder))
             self.forget(located(target, target_folder))
         elif event in ("os.remove", "os.rmdir"):

@@ -33,7 +33,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results folder of a run that was killed after its fifth batch; there are checkpoints of the second and fourth."""
+    """The results folder of a run that was killed after its fifth batch, with checkpoints of the second and fourth."""
     results = tmp_path_factory.mktemp("killed") / "results"
     stop_after(tiny_run(train=STEPS), results / "small", 5)
     return results

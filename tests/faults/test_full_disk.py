@@ -17,7 +17,7 @@ from tests.faults.tools import EVERY_PRECISION, cli, differences, end_state, sta
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 KIB = 1024
-# Of the disk: too small for a directory entry; the warm start (1 MB); the first, the second, the third checkpoint (3 MB each).
+# Of the disk: too small for a folder, the warm start (1 MB), the first, second and third checkpoint (3 MB each).
 SIZES = [16, 400, 900, 1300, 2000, 3300, 4100, 5000, 7100, 9000, 10100]
 REASON = "No space left on device"
 

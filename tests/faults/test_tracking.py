@@ -1,4 +1,4 @@
-"""MLflow's database is locked, or its server stops: training goes on, one warning, and later everything is sent once."""
+"""MLflow's database is locked, or its server dies: training goes on, one warning, later everything is sent once."""
 
 from __future__ import annotations
 
@@ -30,15 +30,11 @@ def warnings(said: str) -> list[str]:
 
 def test_a_locked_database_costs_no_run_no_record_and_little_time(tmp_path):
     write_sweep(tmp_path, TWO_RUNS, steps=20)
-    begin = time.monotonic()
-    assert cli(*RUN, "--out", "free", cwd=tmp_path).returncode == 0
-    undisturbed = time.monotonic() - begin
-
     results = tmp_path / "results"
-    results.mkdir()
-    (results / "mlflow.db").write_bytes(b"")
-    made = cli("run", "small.toml", "--set", "experiment.name=before", "--set", "train.steps=1", cwd=tmp_path)
-    assert made.returncode == 0, made.stderr  # the tables are there
+    begin = time.monotonic()
+    before = cli(*RUN, "--set", "experiment.name=before", cwd=tmp_path)  # which also makes the tables
+    undisturbed = time.monotonic() - begin
+    assert before.returncode == 0, before.stderr
     holder = sqlite3.connect(results / "mlflow.db", isolation_level=None)
     holder.execute("begin exclusive")
     begin = time.monotonic()

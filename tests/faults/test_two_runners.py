@@ -45,7 +45,9 @@ def test_the_second_is_refused_with_the_first_named_and_the_first_goes_on(launch
     first, folder = launch(), tmp_path / "results" / "small"
     wait_until_a_run_is_under_way(folder, first)
     owner = (folder / "runner.json").read_bytes()
-    refused(cli(*RUN, cwd=tmp_path), "results/small", f"process {first.pid} of", f"on {socket.gethostname()}", "started")
+    refused(
+        cli(*RUN, cwd=tmp_path), "results/small", f"process {first.pid} of", f"on {socket.gethostname()}", "started"
+    )
     refused(cli(*RUN, "--take-over", cwd=tmp_path), f"process {first.pid} of")  # a live one is never taken over
     assert first.poll() is None
     assert (folder / "runner.json").read_bytes() == owner

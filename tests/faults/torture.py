@@ -235,7 +235,7 @@ def main() -> int:
     tally = Torture(arguments.folder.resolve(), arguments.seed).go(arguments.kills)
     text = json.dumps({"seed": arguments.seed} | vars(tally), indent=1)
     (arguments.folder / "tally.json").write_text(text + "\n")
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(f"{text}\n{arguments.folder}\n")
     return 1 if tally.mismatches or tally.complaints else 0
 
 
