@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from drpo_bench.config import RunConfig
 from drpo_bench.records import RunDir
 from drpo_bench.sweep.plan import expand
@@ -126,6 +128,14 @@ def end_state(folder: Path) -> dict[str, Any]:
             with (folder / name).open(newline="") as file:
                 state[name] = [without(row, TIMED) for row in csv.DictReader(file)]
     return state
+
+
+def ended(process: psutil.Process) -> bool:
+    """Whether a process has ended; its parent may not have asked for its exit code yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from drpo_bench.records import DONE, RunDir
-from tests.faults.tools import check_tracked, command, differences, end_state, environment, write_sweep
+from tests.faults.tools import check_tracked, command, differences, end_state, ended, environment, write_sweep
 
 AXES = """
 precision = ["fp32", "bf16"]
@@ -215,14 +215,6 @@ def doing(results: Path) -> str:
 def warm(results: Path) -> bool:
     """Whether the warm start is trained, so that the sweep will not be at it again."""
     return bool(list(results.glob("warmstarts/*/warmstart.json")))
-
-
-def ended(process: psutil.Process) -> bool:
-    """Whether a process has ended; its parent may not have asked for its exit code yet."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def main() -> int:
