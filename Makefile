@@ -39,7 +39,8 @@ test-vllm: $(VENV)/.installed-vllm
 
 # Kills, damaged files, a full disk, a locked database, no memory, a clock that jumps: minutes; some of it as root only.
 test-faults: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts="--strict-markers --strict-config" -n 2 --dist loadfile tests/faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts="--strict-markers --strict-config" -n 3 --dist loadfile \
+		--no-loadscope-reorder tests/faults/test_torture.py tests/faults
 
 # A sweep that is killed KILLS times at random moments; prints the tally and where the folders are.
 KILLS ?= 50

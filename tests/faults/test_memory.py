@@ -9,13 +9,12 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from drpo_bench.records import RunDir
-from tests.faults.tools import TWO_RUNS, command, differences, end_state, environment, states, write_sweep
+from tests.faults.tools import TWO_RUNS, command, differences, environment, states, write_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 VICTIM = "pg_is"
@@ -54,15 +53,6 @@ def group(tmp_path: Path) -> Iterator[Group]:
     group.rmdir()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    write_sweep(folder, TWO_RUNS, steps=20)
-    done = subprocess.run(command("run", "small.toml", "--no-tracking"), cwd=folder, env=environment(), check=False)
-    assert done.returncode == 0
-    return end_state(folder / "results" / "small")
-
-
 @pytest.fixture
 def sweep(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Start the sweep in the background; it is gone after the test."""
@@ -95,18 +85,18 @@ def worker_of(folder: Path, runner: subprocess.Popen[bytes], step: int) -> psuti
 
 # At its start a worker needs memory for the model.
 @pytest.mark.parametrize("starve", [limit, overcommit])
-def test_a_worker_out_of_memory_is_tried_again(starve, group, sweep, undisturbed, tmp_path):
+def test_a_worker_out_of_memory_is_tried_again(starve, group, sweep, undisturbed_sweep, tmp_path):
     folder, runner = tmp_path / "results" / "small", sweep("--retries", "1")
     starve(worker_of(folder, runner, step=0), group)
     assert runner.wait(timeout=240) == 0, (tmp_path / "said.txt").read_text()
-    assert differences(undisturbed, folder) == []
+    assert differences(undisturbed_sweep, folder) == []
     assert "Traceback" not in (tmp_path / "said.txt").read_text()
     if group and starve is overcommit:
         assert "oom_kill 1" in (group / "memory.oom_control").read_text()
 
 
 @pytest.mark.parametrize(("starve", "step", "reason"), [(limit, 0, "memory"), (kill, 3, "killed by signal 9")])
-def test_without_retries_only_its_run_fails_and_says_why(starve, step, reason, group, sweep, undisturbed, tmp_path):
+def test_without_retries_only_its_run_fails(starve, step, reason, group, sweep, undisturbed_sweep, tmp_path):
     folder, runner = tmp_path / "results" / "small", sweep("--retries", "0")
     starve(worker_of(folder, runner, step), group)
     assert runner.wait(timeout=240) == 1
@@ -116,4 +106,4 @@ def test_without_retries_only_its_run_fails_and_says_why(starve, step, reason, g
     assert failed["step"] >= step
     assert "Traceback" not in (tmp_path / "said.txt").read_text()
     assert sweep("--retries", "0").wait(timeout=240) == 0, (tmp_path / "said.txt").read_text()
-    assert differences(undisturbed, folder) == []
+    assert differences(undisturbed_sweep, folder) == []

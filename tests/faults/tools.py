@@ -59,14 +59,6 @@ keep = 2
 """
 ONE_RUN = 'loss = [{ id = "drpo", delta = 0.15 }]\nprecision = ["fp32"]'
 TWO_RUNS = 'loss = [{ id = "pg_is" }, { id = "drpo", delta = 0.15 }]\nprecision = ["fp32"]'
-EVERY_PRECISION = """
-precision = ["fp32", "bf16"]
-loss = [{ id = "drpo", delta = 0.15 }]
-include = [
-    { precision = "fp16", loss = { id = "pg_is" } },
-    { precision = "fp8_rollout", loss = { id = "pg_is" } },
-]
-"""
 TIMED = {"seconds"}  # columns of summary.csv that the clock decides
 NOT_COMPARED = {"updated_at", "seconds", "process", "metrics"}  # fields of status.json; `metrics` hashes the times too
 CLOCKED = ("time/", "perf/")  # metrics
