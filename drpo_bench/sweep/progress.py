@@ -8,6 +8,7 @@ from types import TracebackType
 
 from rich import progress as bars
 from rich.console import Console
+from rich.markup import escape
 
 from drpo_bench.config import RunConfig
 from drpo_bench.records import State
@@ -50,9 +51,13 @@ class Progress:
             self.tasks[run.run_id] = self.bars.add_task(run.run_id, total=run.train.steps, note="")
             return
         self.bars.remove_task(self.tasks.pop(run.run_id))
+        status = run_dir_of(run, self.out).status()
+        if state == "pending":
+            reason = escape(status.get("reason", ""))
+            self.console.print(f"{run.run_id} [red]failed[/] ({reason}) and will be tried again", highlight=False)
+            return
         self.done += 1
         self.bars.update(self.sweep, completed=self.done)
-        status = run_dir_of(run, self.out).status()
         accuracy = f", accuracy {status['accuracy']:.3f}" if status.get("accuracy") is not None else ""
         where = f" at step {status['collapse_step']}" if "collapse_step" in status else ""
         seconds = f", {status['seconds']:.0f} s" if "seconds" in status else ""

@@ -91,6 +91,7 @@ def run_experiment(
     force: bool,
     tracking_uri: str | None,
     take_over: bool = False,
+    retries: int = 1,
 ) -> bool:
     """Run what is missing, then draw figures and report. True if every run has a result."""
     from drpo_bench.sweep.progress import Progress
@@ -111,7 +112,7 @@ def run_experiment(
         if todo:
             with Progress(console, len(experiment.runs) - len(todo), len(experiment.runs), out) as progress:
                 count = default_workers(experiment, workers)
-                run_all(todo, out, count, progress.on_change, progress.on_poll)
+                run_all(todo, out, count, retries, progress.on_change, progress.on_poll)
         has_results = any(run_dir_of(run, out).config.exists() for run in experiment.runs)
         if has_results or (directory / "summary.csv").exists():
             report = summarise(directory, console)

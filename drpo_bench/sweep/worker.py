@@ -24,6 +24,7 @@ def run_worker(config: dict[str, Any], experiment_dir: Path, cache: Path, cores:
     """Train one run. An exception ends the process with its traceback in log.txt and exit code 1."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the runner stops its workers
     threading.Thread(target=exit_with_the_runner, daemon=True).start()
+    be_the_first_victim()
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     run = load_run_config(config)
@@ -35,6 +36,13 @@ def run_worker(config: dict[str, Any], experiment_dir: Path, cache: Path, cores:
     os.dup2(log, 2)
     transformers_logging.disable_progress_bar()
     train(run, experiment_dir, cache)
+
+
+def be_the_first_victim() -> None:
+    """When memory ends, the kernel takes a worker, whose run resumes, and not the runner. Linux only."""
+    score = Path("/proc/self/oom_score_adj")
+    if score.exists():
+        score.write_text("500")
 
 
 def exit_with_the_runner() -> None:
