@@ -11,7 +11,7 @@ from drpo_bench.checkpoint import load_checkpoint
 from drpo_bench.config import ModelConfig, TrainConfig
 from drpo_bench.models import Policy, build_model, response_logits
 from drpo_bench.optim import LossScaler, Optimizer
-from drpo_bench.records import RunDir
+from drpo_bench.records import RunDir, read_json
 from drpo_bench.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -114,5 +114,6 @@ def test_a_checkpoint_holds_the_scaler(tiny_config, tmp_path, warmstart_cache):
     trainer.record({})
     trainer.save()
     other = Optimizer(trainer.policy, config.train)
-    load_checkpoint(run_dir.checkpoints, 0, trainer.policy, other)
+    path = run_dir.checkpoints / "step_0"
+    load_checkpoint(path, read_json(path / "state.json"), trainer.policy, other)
     assert other.scaler == LossScaler(scale=2.0**11, clean_steps=7)
