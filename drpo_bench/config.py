@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -273,6 +274,15 @@ def canonical(value: Any) -> Any:
     if isinstance(value, float) and math.isinf(value):
         return "inf"
     return value
+
+
+def flat_items(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and leaf values of nested tables."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from flat_items(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def content_hash(data: Any) -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from drpo_bench.config import CHECKPOINT_VERSION, NUMERICS_VERSION, SCHEMA_VERSION, RunConfig, load_run_config
+from drpo_bench.config import (
+    CHECKPOINT_VERSION,
+    NUMERICS_VERSION,
+    SCHEMA_VERSION,
+    RunConfig,
+    flat_items,
+    load_run_config,
+)
 from drpo_bench.errors import UserError, explain
 from drpo_bench.records import DamagedFile, RunDir, read_json
 
@@ -64,15 +70,6 @@ def check_checkpoint_version(path: Path, state: dict[str, Any]) -> None:
 
 def changed_fields(then: RunConfig, now: RunConfig) -> dict[str, str]:
     """The fields of a run's identity that differ, each as `train.lr = 0.0003 (now 0.0004)`."""
-    old, new = dict(flat(then.identity())), dict(flat(now.identity()))
+    old, new = dict(flat_items(then.identity())), dict(flat_items(now.identity()))
     names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     return {name: f"{name} = {old.get(name)} (now {new.get(name)})" for name in names}
-
-
-def flat(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of nested tables."""
-    for name, value in table.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drpo_bench.config import RunConfig, acting, canonical, content_hash, load_run_config
+from drpo_bench.config import RunConfig, acting, canonical, content_hash, flat_items, load_run_config
 from drpo_bench.records import DONE, RunDir, read_json, read_records
 
 Row = dict[str, Any]
@@ -233,12 +233,3 @@ def differing_fields(config: RunConfig) -> str:
     if config.correction.id != "none":
         different["correction.id"] = config.correction.id  # a tag is its own class's default
     return "; ".join(f"{key}={number_text(value)}" for key, value in sorted(different.items()))
-
-
-def flat_items(table: Row, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The entries of nested tables with dotted keys."""
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from flat_items(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

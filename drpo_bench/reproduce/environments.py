@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drpo_bench.config import RunConfig
-from drpo_bench.same_run import flat
+from drpo_bench.config import RunConfig, flat_items
 
 Environment = dict[str, Any]
 
@@ -47,7 +46,7 @@ def changes(then: Sequence[Environment], now: Environment) -> list[Change]:
 
 def fields(environment: Environment) -> dict[str, Any]:
     """The fields by dotted name. Of a Linux platform the C library counts: the kernel's release computes nothing."""
-    found = {name: value for name, value in flat(environment) if name not in ("earlier", "deterministic")}
+    found = {name: value for name, value in flat_items(environment) if name not in ("earlier", "deterministic")}
     platform = str(found.get("platform", ""))
     return found | {"platform": platform.rpartition("-with-")[2]}
 

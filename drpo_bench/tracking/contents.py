@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from drpo_bench import __version__
+from drpo_bench.config import flat_items
 from drpo_bench.records import DamagedFile, RunDir, State, read_json
 
 TIME = "time_s"  # in every record, so its history in MLflow tells which records have arrived
@@ -52,15 +53,6 @@ def params(config: dict[str, Any]) -> dict[str, str]:
     return {
         key: text if len(text) <= LONGEST_PARAM else text[: LONGEST_PARAM - 3] + "..." for key, text in texts.items()
     }
-
-
-def flat_items(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and leaf values of nested tables."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from flat_items(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def experiment_tags(directory: Path) -> dict[str, str]:
