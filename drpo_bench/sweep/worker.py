@@ -32,6 +32,7 @@ ENVIRONMENT = {
 # A batch system's own pinning, read when the forkserver starts, would put all its workers on the same cores.
 UNWANTED = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 LOCK = "run.lock"
+LOCK_SECONDS = 0.5  # between two looks at the lock of another process
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def run_worker(order: Order) -> None:
     sys.stdout.flush()
     os.dup2(log, 1)
     os.dup2(log, 2)
-    with FileLock(order.run_dir.path / LOCK), own_cores(order.threads) as cores:
+    with FileLock(order.run_dir.path / LOCK, poll_interval=LOCK_SECONDS), own_cores(order.threads) as cores:
         where = f"cores {', '.join(map(str, cores))}" if cores else "not pinned"
         sys.stdout.write(f"process {os.getpid()} on {socket.gethostname()}, {where}\n")
         sys.stdout.flush()

@@ -124,8 +124,9 @@ def check_address(address: str) -> None:
     except subprocess.TimeoutExpired:
         raise unreachable(address, "what listens there does not answer as Ray does") from None
     if done.returncode:
-        raise unreachable(address, done.stderr.strip().splitlines()[-1])
+        raise unreachable(address, done.stderr.strip().splitlines()[-1].split(". ")[0])
 
 
 def unreachable(address: str, reason: str) -> UserError:
+    """What to say of an address."""
     return UserError(f"--address {address}: no Ray cluster can be reached there: {reason}")
