@@ -52,7 +52,9 @@ class Progress:
         status = run_dir_of(run, self.out).status()
         if state == "pending":
             reason = escape(status.get("reason", ""))
-            self.console.print(f"{run.run_id} [red]failed[/] ({reason}) and will be tried again", highlight=False)
+            self.console.print(
+                f"{run.run_id} [red]failed[/] ({reason}) and will be tried again", highlight=False, soft_wrap=True
+            )
             return
         self.done += 1
         self.bars.update(self.sweep, completed=self.done)

@@ -149,6 +149,7 @@ def test_a_slurm_job_asks_for_what_the_runs_need(gpu_runs, tiny_config, tmp_path
         "slurm_mem_per_cpu": "4GB",
         "slurm_exclusive": True,
         "slurm_setup": ["module load a", "b"],
+        "slurm_srun_args": ["--cpus-per-task=4"],
     }
     on_gpus = orders(gpu_runs[0])
     assert job_parameters({"time": 90}, on_gpus, 1)["gpus_per_node"] == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ from typing import Any
 from drpo_bench.errors import UserError, did_you_mean
 from drpo_bench.sweep.executors.base import Ending
 from drpo_bench.sweep.executors.child import run_in_child
+from drpo_bench.sweep.executors.slurm_queue import SlurmQueue, cancel, state_of
 from drpo_bench.sweep.worker import Order
 
 FOLDER = "slurm"  # submitit's files, in the experiment's folder
@@ -73,6 +73,7 @@ class SlurmExecutor:
         self.workers = workers
         self.capacity = 1_000_000 if self.cluster == "slurm" else workers  # Slurm queues, submitit's local one does not
         self.jobs: dict[str, Any] = {}  # run id -> submitit's job
+        self.queue = SlurmQueue()
 
     def submit(self, orders: Sequence[Order]) -> None:
         from submitit import AutoExecutor
@@ -85,14 +86,20 @@ class SlurmExecutor:
 
     def ended(self, seconds: float) -> dict[str, Ending]:
         time.sleep(max(seconds, POLL_SECONDS))
-        over = [run_id for run_id, job in self.jobs.items() if job.done()]
-        return {run_id: ending_of(self.jobs.pop(run_id)) for run_id in over}
+        over = {run_id for run_id, job in self.jobs.items() if self.is_over(job)}
+        if self.cluster == "slurm":
+            lost = self.queue.lost({job.job_id for job in self.jobs.values()})
+            over |= {run_id for run_id, job in self.jobs.items() if job.job_id in lost}
+        return {run_id: ending_of(self.jobs.pop(run_id)) for run_id in sorted(over)}
+
+    def is_over(self, job: Any) -> bool:
+        """Whether a job has left its result."""
+        return bool(job.done() if self.cluster == "local" else job.paths.result_pickle.exists())
 
     def stop(self) -> None:
-        if self.cluster == "slurm" and self.jobs:
-            arrays = sorted({job.job_id.split("_")[0] for job in self.jobs.values()})
-            subprocess.run(["scancel", *arrays], check=False)
-        if self.cluster == "local":
+        if self.cluster == "slurm":
+            cancel({job.job_id for job in self.jobs.values()})
+        else:
             for job in self.jobs.values():
                 job.cancel()
             deadline = time.monotonic() + STOP_SECONDS
@@ -108,6 +115,8 @@ def job_parameters(settings: Mapping[str, Any], orders: Sequence[Order], workers
     """submitit's parameters of an array: the settings, and for the rest what the runs need."""
     chosen = dict(settings)
     chosen.setdefault("cpus_per_task", max(order.threads for order in orders))
+    # From Slurm 22.05 on srun does not take it over from the job, and would bind all threads to one core.
+    chosen["srun_args"] = [f"--cpus-per-task={chosen['cpus_per_task']}", *chosen.get("srun_args", [])]
     if any(order.on_gpu for order in orders) and not GPU_KEYS & chosen.keys():
         chosen["gpus_per_node"] = 1
     chosen.setdefault("job_name", orders[0].experiment_dir.name)
@@ -119,7 +128,7 @@ def job_parameters(settings: Mapping[str, Any], orders: Sequence[Order], workers
 def ending_of(job: Any) -> Ending:
     """What the function of a job that is over returned; or what is known of one that did not come so far."""
     if not job.paths.result_pickle.exists():
-        return Ending(f"Slurm: job {job.job_id} ended as {job.state}; what it wrote: {job.paths.stderr}")
+        return Ending(f"Slurm: job {job.job_id} ended as {state_of(job.job_id)}; what it wrote: {job.paths.stderr}")
     if job.exception() is not None:
         return Ending(f"Slurm: job {job.job_id} could not start its run; what it wrote: {job.paths.stderr}")
     ending: Ending = job.result()
