@@ -38,7 +38,17 @@ def run(
     experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of a shipped one.")],
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=c.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Runs to keep: loss=drpo,precision=bf16.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: cores / threads.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; default: cores / threads, or GPUs; on a cluster all.")
+    ] = None,
+    executor: Annotated[str, typer.Option(help="local, ray or slurm.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster: HOST:PORT, auto or ray://HOST:PORT; default: a local one.")
+    ] = None,
+    gpus_per_run: Annotated[float | None, typer.Option(help="Ray: GPUs of a run on cuda, such as 0.25.")] = None,
+    slurm: Annotated[
+        list[str] | None, typer.Option(help="Slurm: partition=gpu, time=120 (minutes), cluster=local to try it out.")
+    ] = None,
     out: OutOption = DEFAULT_OUT,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     force: Annotated[bool, typer.Option(help="Also run what summary.csv already has a result of.")] = False,
@@ -49,16 +59,18 @@ def run(
     ] = False,
 ) -> None:
     """Run every unfinished run of an experiment's sweep, then draw its figures and report."""
+    from drpo_bench.sweep.executors import ExecutorOptions
     from drpo_bench.sweep.plan import load_experiment
     from drpo_bench.sweep.session import print_plan, run_experiment
     from drpo_bench.tracking.store import store_uri
 
     plan = load_experiment(experiment, overrides or [], only or [])
+    options = ExecutorOptions(executor, workers, retries, address, gpus_per_run, tuple(slurm or ()))
     if dry_run:
-        print_plan(plan, out, workers, force)
+        print_plan(plan, out, options, force)
         return
     uri = store_uri(out) if tracking else None
-    if not run_experiment(plan, out, workers, force, uri, take_over, retries):
+    if not run_experiment(plan, out, options, force, uri, take_over):
         raise typer.Exit(1)
 
 

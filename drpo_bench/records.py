@@ -161,6 +161,10 @@ class RunDir:
             return {"state": "pending", "reason": str(damage)}
 
     def set_status(self, state: State, **fields: Any) -> None:
-        """Replace the status; fields that are not given again are gone. A running run's names its process."""
+        """Replace the status; fields that are not given again are gone, but for the runner's count of attempts.
+
+        A running run's names its process.
+        """
         process = {"process": this_process()} if state == "running" else {}
-        write_json(self.path / "status.json", {"state": state, "updated_at": time.time()} | process | fields)
+        kept = {key: value for key, value in self.status().items() if key == "attempt"}
+        write_json(self.path / "status.json", {"state": state, "updated_at": time.time()} | kept | process | fields)

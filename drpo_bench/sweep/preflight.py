@@ -12,8 +12,11 @@ from drpo_bench.sweep.plan import Experiment
 from drpo_bench.tasks import distinct_problems, make_task
 
 
-def preflight(experiment: Experiment) -> None:
-    """Raise UserError for what would make every run of the sweep fail at its start."""
+def preflight(experiment: Experiment, elsewhere: bool = False) -> None:
+    """Raise UserError for what would make every run of the sweep fail at its start.
+
+    What only the machines tell that train is left to them where those are `elsewhere`.
+    """
     for run in {run.model.name: run for run in experiment.runs}.values():
         check_model(run, experiment.source)
     for run in {(run.task.model_dump_json(), run.eval.problems): run for run in experiment.runs}.values():
@@ -24,6 +27,8 @@ def preflight(experiment: Experiment) -> None:
                 distinct_problems(task, "train", 0, run.warmstart.eval_problems, "warmstart.eval_problems")
         except ValueError as error:
             raise UserError(f"{experiment.source}: {error}") from None
+    if elsewhere:
+        return
     for run in experiment.runs:
         check_engine(run, experiment.source)
     on_gpu = {(run.model.name, run.rollout): run for run in experiment.runs if run.runtime.device == "cuda"}

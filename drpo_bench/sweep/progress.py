@@ -45,16 +45,16 @@ class Progress:
         if kind is KeyboardInterrupt:
             self.console.print("Stopped. Run the same command again to resume.")
 
-    def on_change(self, run: RunConfig, state: State) -> None:
-        """A run started or ended."""
-        if state == "running":
-            self.tasks[run.run_id] = self.bars.add_task(run.run_id, total=run.train.steps, note="")
-            return
-        self.bars.remove_task(self.tasks.pop(run.run_id))
+    def on_end(self, run: RunConfig, state: State) -> None:
+        """A run ended, or failed and waits for another attempt."""
+        if run.run_id in self.tasks:
+            self.bars.remove_task(self.tasks.pop(run.run_id))
         status = run_dir_of(run, self.out).status()
         if state == "pending":
             reason = escape(status.get("reason", ""))
-            self.console.print(f"{run.run_id} [red]failed[/] ({reason}) and will be tried again", highlight=False)
+            self.console.print(
+                f"{run.run_id} [red]failed[/] ({reason}) and will be tried again", highlight=False, soft_wrap=True
+            )
             return
         self.done += 1
         self.bars.update(self.sweep, completed=self.done)
@@ -68,11 +68,15 @@ class Progress:
         )
 
     def on_poll(self, runs: Sequence[RunConfig]) -> None:
-        """Move the bars of the runs under way."""
+        """Move the bars of the runs under way; one that waits in a queue has none."""
         if self.bars.disable:
             return
         for run in runs:
             status = run_dir_of(run, self.out).status()
+            if status["state"] != "running":
+                continue
+            if run.run_id not in self.tasks:
+                self.tasks[run.run_id] = self.bars.add_task(run.run_id, total=run.train.steps, note="")
             note = status.get("phase") or ""
             if status.get("accuracy") is not None:
                 note += f" accuracy {status['accuracy']:.3f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -12,22 +13,18 @@ from rich.table import Table
 
 from drpo_bench.records import DONE
 from drpo_bench.sweep.cost import estimate
+from drpo_bench.sweep.executors import ExecutorOptions
 from drpo_bench.sweep.folder import check_folder, owned_folder, unfinished_runs
 from drpo_bench.sweep.plan import Experiment, field_of
 from drpo_bench.sweep.preflight import preflight
-from drpo_bench.sweep.runner import available_cores, run_all, run_dir_of
+from drpo_bench.sweep.runner import run_all, run_dir_of
 
 
-def default_workers(experiment: Experiment, workers: int | None) -> int:
-    """As many runs at a time as their threads leave room for."""
-    threads = max(run.runtime.threads for run in experiment.runs)
-    return workers or max(1, min(len(experiment.runs), len(available_cores()) // threads))
-
-
-def print_plan(experiment: Experiment, out: Path, workers: int | None, force: bool) -> None:
+def print_plan(experiment: Experiment, out: Path, options: ExecutorOptions, force: bool) -> None:
     """Every run with its state and estimated cost; writes nothing."""
+    options.check(experiment.runs)
     check_folder(experiment, out)
-    preflight(experiment)
+    preflight(experiment, options.elsewhere)
     varied = [axis for axis in experiment.axes if axis not in ("seed", "precision", "loss", "model")]
     table = Table(title=experiment.info.name)
     table.add_column("run", no_wrap=True)
@@ -54,14 +51,14 @@ def print_plan(experiment: Experiment, out: Path, workers: int | None, force: bo
     # A plan that is piped into a file is not cut to a terminal that is not there.
     console = Console() if sys.stdout.isatty() else Console(width=160)
     console.print(table)
-    count = default_workers(experiment, workers)
+    count = options.simultaneous(experiment.runs)
     console.print(
         f"{len(experiment.runs)} runs, {count} at a time: {'at least ' if unknown else ''}about "
         f"{minutes / count:.1f} minutes to go after the warm starts (a rough estimate), {disk_text(disk, out)}",
         highlight=False,
         soft_wrap=True,
     )
-    print_warnings(experiment)
+    print_warnings(experiment, options)
 
 
 def disk_text(megabytes: float, out: Path) -> str:
@@ -77,42 +74,48 @@ def axis_text(value: object) -> str:
     return " ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
 
 
-def print_warnings(experiment: Experiment) -> None:
+def print_warnings(experiment: Experiment, options: ExecutorOptions) -> None:
     """What a user should know before the runs start, each once, on standard error."""
     console = Console(stderr=True, highlight=False)
-    for warning in dict.fromkeys(warning for run in experiment.runs for warning in run.warnings()):
+    warnings = [warning for run in experiment.runs for warning in run.warnings()]
+    for warning in dict.fromkeys(warnings + options.warnings(experiment.runs)):
         console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
 def run_experiment(
     experiment: Experiment,
     out: Path,
-    workers: int | None,
+    options: ExecutorOptions,
     force: bool,
     tracking_uri: str | None,
     take_over: bool = False,
-    retries: int = 1,
 ) -> bool:
     """Run what is missing, then draw figures and report. True if every run has a result."""
     from drpo_bench.sweep.progress import Progress
     from drpo_bench.tracking import Tracker
     from drpo_bench.tracking.store import check_store, shown
 
+    options.check(experiment.runs)
     check_folder(experiment, out)
-    preflight(experiment)
+    preflight(experiment, options.elsewhere)
     if tracking_uri:
         check_store(tracking_uri)
-    print_warnings(experiment)
+    print_warnings(experiment, options)
     console = Console()
-    with owned_folder(experiment, out, take_over) as directory:
-        todo = unfinished_runs(experiment, out, force)
+    todo = unfinished_runs(experiment, out, force)
+    with (
+        closing(options.make(todo))
+        if todo
+        else nullcontext() as executor,  # a cluster is reached before anything is written
+        owned_folder(experiment, out, take_over) as directory,
+    ):
         tracker = Tracker(directory, tracking_uri) if tracking_uri else None
         if tracker and todo:
             tracker.start()
-        if todo:
+        if executor:
+            todo = unfinished_runs(experiment, out, force)  # again, now that nobody else runs them
             with Progress(console, len(experiment.runs) - len(todo), len(experiment.runs), out) as progress:
-                count = default_workers(experiment, workers)
-                run_all(todo, out, count, retries, progress.on_change, progress.on_poll)
+                run_all(todo, out, executor, options.retries, progress.on_end, progress.on_poll)
         has_results = any(run_dir_of(run, out).config.exists() for run in experiment.runs)
         if has_results or (directory / "summary.csv").exists():
             report = summarise(directory, console)

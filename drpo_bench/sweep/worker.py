@@ -1,53 +1,130 @@
-"""One run in a process of its own: pinned to its cores, its output in the run directory's log."""
+"""One run in a process of its own: what it is told, its environment, its locks, its log.
+
+Nothing here depends on the executor, so that no result does.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
+from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging as transformers_logging
-
-from drpo_bench.config import load_run_config
+from drpo_bench.config import RunConfig, canonical, load_run_config
 from drpo_bench.records import RunDir
-from drpo_bench.trainer import train
+from drpo_bench.sweep.cores import own_cores
 
 # What the forkserver imports once, so that no run pays for it.
-PRELOAD = ["drpo_bench.sweep.worker", "transformers.models.qwen3.modeling_qwen3"]
+PRELOAD = ["drpo_bench.sweep.worker", "drpo_bench.trainer", "transformers.models.qwen3.modeling_qwen3"]
+
+# Of libraries beside torch, whose threads `runtime.threads` sets: they compute nothing here that is worth a thread.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+# A batch system's own pinning, read when the forkserver starts, would put all its workers on the same cores.
+UNWANTED = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+LOCK = "run.lock"
+LOCK_SECONDS = 0.5  # between two looks at the lock of another process
 
 
-def run_worker(config: dict[str, Any], experiment_dir: Path, cache: Path, cores: tuple[int, ...]) -> None:
-    """Train one run. An exception ends the process with its traceback in log.txt and exit code 1."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the runner stops its workers
-    threading.Thread(target=exit_with_the_runner, daemon=True).start()
+@dataclass(frozen=True)
+class Order:
+    """What a worker is told: plain data that reaches a process on any machine."""
+
+    run_id: str
+    config: dict[str, Any]
+    experiment_dir: Path  # absolute, as is the cache of warm starts
+    cache: Path
+    cwd: Path  # of the runner: relative paths in the config mean this
+    gpus: str | None = None  # CUDA_VISIBLE_DEVICES; None: as found
+
+    @property
+    def run_dir(self) -> RunDir:
+        return RunDir(self.experiment_dir / "runs" / self.run_id)
+
+    @property
+    def threads(self) -> int:
+        return int(self.config["runtime"]["threads"])
+
+    @property
+    def on_gpu(self) -> bool:
+        return bool(self.config["runtime"]["device"] == "cuda")
+
+
+def make_order(run: RunConfig, experiment_dir: Path, cache: Path) -> Order:
+    """The order for one run."""
+    config = canonical(run.model_dump())
+    return Order(run.run_id, config, experiment_dir.absolute(), cache.absolute(), Path.cwd())
+
+
+def prepare_environment() -> None:
+    """Set what libraries read when they are loaded; before a forkserver is started."""
+    os.environ |= ENVIRONMENT
+    for name in UNWANTED:
+        os.environ.pop(name, None)
+
+
+def run_worker(order: Order) -> None:
+    """Train one run. An exception ends the process with its traceback in log.txt and exit code 1.
+
+    A second process for the same run waits for the end of the first: no directory ever has two writers.
+    """
+    from filelock import FileLock
+
+    obey_signals()
+    threading.Thread(target=exit_with_the_parent, daemon=True).start()
     be_the_first_victim()
-    if cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
-    run = load_run_config(config)
-    run_dir = RunDir(experiment_dir / "runs" / run.run_id)
-    run_dir.path.mkdir(parents=True, exist_ok=True)
-    log = os.open(run_dir.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    if order.gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = order.gpus
+    if order.cwd.is_dir():
+        os.chdir(order.cwd)
+    order.run_dir.path.mkdir(parents=True, exist_ok=True)
+    log = os.open(order.run_dir.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     sys.stdout.flush()
     os.dup2(log, 1)
     os.dup2(log, 2)
+    with FileLock(order.run_dir.path / LOCK, poll_interval=LOCK_SECONDS), own_cores(order.threads) as cores:
+        where = f"cores {', '.join(map(str, cores))}" if cores else "not pinned"
+        sys.stdout.write(f"process {os.getpid()} on {socket.gethostname()}, {where}\n")
+        sys.stdout.flush()
+        train_quietly(load_run_config(order.config), order.experiment_dir, order.cache)
+
+
+def train_quietly(run: RunConfig, experiment_dir: Path, cache: Path) -> None:
+    """Train without transformers' progress bars; torch is loaded by now where a forkserver is used."""
+    from transformers.utils import logging as transformers_logging
+
+    from drpo_bench.trainer import train
+
     transformers_logging.disable_progress_bar()
     train(run, experiment_dir, cache)
+
+
+def obey_signals() -> None:
+    """Ctrl-C reaches the whole group and is for the runner, which stops its workers: with SIGTERM, at once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def be_the_first_victim() -> None:
     """When memory ends, the kernel takes a worker, whose run resumes, and not the runner. Linux only."""
     score = Path("/proc/self/oom_score_adj")
     if score.exists():
-        score.write_text("500")
+        score.write_text(str(max(500, int(score.read_text()))))
 
 
-def exit_with_the_runner() -> None:
-    """End this process when the runner is gone, however it went: nobody would settle the run, or own it."""
-    runner = parent_process()
-    assert runner is not None
-    runner.join()
+def exit_with_the_parent() -> None:
+    """End this process when the one that started it is gone, however it went: nobody would settle the run."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)

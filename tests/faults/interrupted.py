@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from drpo_bench.config import RunConfig, canonical, load_run_config
 from drpo_bench.records import RunDir
 from drpo_bench.sweep.runner import WARMSTARTS
-from drpo_bench.sweep.worker import PRELOAD, run_worker
+from drpo_bench.sweep.worker import PRELOAD, make_order, run_worker
 from drpo_bench.trainer import Trainer
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -124,7 +124,7 @@ def run(config: dict[str, Any], experiment_dir: Path, at: int, kind: str) -> Non
     experiment_dir.parent.mkdir(parents=True, exist_ok=True)
     if at:
         Fault(experiment_dir.parent, at, kind).install()
-    run_worker(config, experiment_dir, experiment_dir.parent / WARMSTARTS, ())
+    run_worker(make_order(load_run_config(config), experiment_dir, experiment_dir.parent / WARMSTARTS))
 
 
 def run_until(config: dict[str, Any], experiment_dir: Path, step: int) -> None:
