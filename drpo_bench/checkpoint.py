@@ -23,13 +23,12 @@ from drpo_bench.rollout.batch import RolloutBatch
 from drpo_bench.rollout.packing import pack_queue, unpack_queue
 from drpo_bench.text import TextCodec
 
-STATE_FILE = "state.json"  # written last: a directory without it is no checkpoint
+STATE_FILE = "state.json"  # written last, before the directory has its name
 
 
 def checkpoint_steps(directory: Path) -> list[int]:
     """Steps of the checkpoints in `checkpoints/`, oldest first."""
-    found = [path for path in directory.glob("step_*") if (path / STATE_FILE).exists()]
-    return sorted(int(path.name.removeprefix("step_")) for path in found)
+    return sorted(int(path.name.removeprefix("step_")) for path in directory.glob("step_*"))
 
 
 def save_checkpoint(
@@ -103,6 +102,8 @@ def newest_checkpoint(directory: Path, records: Sequence[Path]) -> tuple[Path, d
 
 def check_checkpoint(path: Path, records: Sequence[Path]) -> dict[str, Any]:
     """The state of a checkpoint that is whole, with the records before it. Raises DamagedFile."""
+    if not (path / STATE_FILE).exists():
+        raise DamagedFile(f"{path}: {STATE_FILE} is missing")
     state: dict[str, Any] = read_json(path / STATE_FILE)
     rest = {key: value for key, value in state.items() if key != "sha256"}
     if content_hash(rest) != state.get("sha256"):

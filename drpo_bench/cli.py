@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -24,13 +25,22 @@ OutOption = Annotated[Path, typer.Option("--out", help="Results directory.")]
 DEFAULT_OUT = Path("results")
 
 
+# Exit codes of a disk that takes nothing: full, which time or a hand can mend; not ours to write.
+DISK = {errno.ENOSPC: 1, errno.EDQUOT: 1, errno.EROFS: 2, errno.EACCES: 2}
+
+
 def main() -> None:
-    """Entry point: a user's mistake is a line on stderr and exit code 2, never a traceback."""
+    """Entry point: a user's mistake is a line on stderr and exit code 2, a full disk one and 1; never a traceback."""
     try:
         app()
     except UserError as error:
         typer.echo(f"drpo-bench: {error}", err=True)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        typer.echo(f"drpo-bench: {error.filename or 'a file'}: cannot be written: {error.strerror}", err=True)
+        sys.exit(DISK[error.errno])
 
 
 @app.command()

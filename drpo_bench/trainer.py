@@ -232,8 +232,10 @@ class Trainer:
 
     def conclude(self, state: State, **fields: Any) -> None:
         """The run has its result: its status, and what the records were, so that damage to them is noticed."""
-        sync_file(self.run_dir.metrics)
-        self.run_dir.set_status(state, **self.progress() | fields | {"metrics": extent(self.run_dir.metrics)})
+        for path in filter(Path.exists, self.run_dir.records):
+            sync_file(path)
+        extents = {path.name: extent(path) for path in self.run_dir.records}
+        self.run_dir.set_status(state, **self.progress() | fields | {"records": extents})
 
     def progress(self) -> dict[str, Any]:
         """What status.json says of a run that has started."""
@@ -262,7 +264,7 @@ class Trainer:
                 self.optimizer,
                 self.codec,
                 self.queue.waiting,
-                (self.run_dir.metrics, self.run_dir.samples),
+                self.run_dir.records,
                 state,
                 self.config.checkpoint.keep,
             )
@@ -282,9 +284,8 @@ class Trainer:
 
     def _resume(self) -> None:
         """Continue from the last checkpoint that is whole; records that were written after it are dropped."""
-        records = (self.run_dir.metrics, self.run_dir.samples)
-        found = newest_checkpoint(self.run_dir.checkpoints, records)
-        for path in records:
+        found = newest_checkpoint(self.run_dir.checkpoints, self.run_dir.records)
+        for path in self.run_dir.records:
             cut_back(path, found[1]["records"][path.name]["bytes"] if found else 0)
         if found:
             path, state = found

@@ -116,14 +116,16 @@ def test_a_damaged_result_is_to_be_done_again_although_the_summary_has_it(plan, 
     run = plan().runs[0]
     run_dir = begin(run, tmp_path)
     run_dir.metrics.write_text('{"step": 0}\n')
+    run_dir.samples.write_text("")
     write_json(run_dir.env, {})
-    run_dir.set_status("finished", metrics=extent(run_dir.metrics))
+    run_dir.set_status("finished", records={path.name: extent(path) for path in run_dir.records})
     summary = f"run_id,state,numerics_version\n{run.run_id},finished,{NUMERICS_VERSION}\n"
     (tmp_path / "study" / "summary.csv").write_text(summary)
     assert has_result(run_dir)
     assert run not in unfinished_runs(plan(), tmp_path, force=False)
     for damage in (
         lambda: run_dir.metrics.write_text('{"step": 1}\n'),
+        lambda: run_dir.samples.write_text("{}\n"),
         lambda: run_dir.env.write_text("{"),
         lambda: run_dir.env.unlink(),
         lambda: (run_dir.path / "status.json").write_text(""),

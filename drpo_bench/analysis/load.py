@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +10,12 @@ from typing import Any
 
 import pandas as pd
 
+from drpo_bench.analysis.csv_rows import CURVE_KEY, CURVES, SUMMARY, csv_text, merge_rows, read_rows, row_key
 from drpo_bench.analysis.runs import CURVE_COLUMNS, KEY, SUMMARY_COLUMNS, Row, RunRows, read_run
 from drpo_bench.errors import UserError
 from drpo_bench.records import DONE, RunDir, read_json, write_text
 
-Key = tuple[str, ...]
-
-SUMMARY, CURVES, OWNER = "summary.csv", "curves.csv", "experiment.json"
-CURVE_KEY = (*KEY, "step")
+OWNER = "experiment.json"
 DTYPES: dict[type, Any] = {str: "str", int: "Int64", float: "float64"}
 
 
@@ -93,57 +89,6 @@ def _read_runs(directory: Path, problems: list[str]) -> Iterable[RunRows]:
         except (ValueError, KeyError) as error:
             line = " ".join(str(error).split())
             problems.append(f"{path} cannot be read and is in no table: {type(error).__name__}: {line[:200]}")
-
-
-def merge_rows(old: Iterable[Row], new: Iterable[Row], replaced: set[Key], key: Sequence[str]) -> list[Row]:
-    """The rows of both as text, sorted by `key`; those of `old` whose run is `replaced` are gone."""
-    merged = {row_key(row, key): row for row in old if row_key(row, KEY) not in replaced}
-    merged |= {row_key(row, key): {name: as_text(value) for name, value in row.items()} for row in new}
-    return [merged[place] for place in sorted(merged, key=lambda place: (place[0], *map(int, place[1:])))]
-
-
-def row_key(row: Row, key: Sequence[str]) -> Key:
-    """What identifies a row, as text."""
-    return tuple(as_text(row[column]) for column in key)
-
-
-def as_text(value: Any) -> str:
-    """A csv cell: six significant digits, nothing for what was not measured."""
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def csv_text(rows: Sequence[Row], columns: Mapping[str, type]) -> str:
-    """The csv file's text. Columns that a later version wrote stand behind ours."""
-    others = dict.fromkeys(name for row in rows for name in row if name not in columns)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [*columns, *others], restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
-
-
-def read_rows(path: Path, key: Sequence[str]) -> list[Row]:
-    """A csv as text, so that the rows we keep stay as they are to the byte; none if there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        try:
-            header, rows = list(reader.fieldnames or ()), list(reader)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not a csv file: {error}") from None
-    missing = [column for column in key if column not in header]
-    if missing:
-        raise UserError(f"{path}: column {missing[0]} is missing")
-    for line, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise UserError(f"{path}: line {line}: not as many cells as columns")
-        for column in key[1:]:
-            if not row[column].isdecimal():
-                raise UserError(f"{path}: line {line}: {column} is {row[column]!r}, not a number")
-    return list(rows)
 
 
 def typed(rows: Sequence[Row], columns: Mapping[str, type], source: Path) -> pd.DataFrame:

@@ -50,7 +50,7 @@ def read_run(path: Path) -> Recorded:
     if not records:
         raise UserError(f"{run_dir.metrics}: no records yet, so there is nothing to compare")
     status = run_dir.status()
-    altered = "metrics" in status and extent(run_dir.metrics) != status["metrics"]
+    altered = "records" in status and extent(run_dir.metrics) != status["records"][run_dir.metrics.name]
     return Recorded(run_dir, config, data.get("warmstart_sha256"), records, read_environments(run_dir), status, altered)
 
 

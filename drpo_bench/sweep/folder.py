@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from drpo_bench.analysis.csv_rows import CURVE_KEY, CURVES, SUMMARY, read_rows
+from drpo_bench.analysis.runs import KEY
 from drpo_bench.config import NUMERICS_VERSION, SCHEMA_VERSION, RunConfig, load_run_config
 from drpo_bench.errors import UserError
 from drpo_bench.records import DONE, DamagedFile, RunDir, extent, read_json, remove_leftovers, write_json
@@ -41,6 +42,8 @@ def check_folder(experiment: Experiment, out: Path) -> None:
             f"{directory}: holds experiment {name!r} of {file}, not of {Path(experiment.source).name}; "
             "use --out or another experiment.name"
         )
+    for table, key in ((SUMMARY, KEY), (CURVES, CURVE_KEY)):
+        read_rows(directory / table, key)  # or no run could be added to it
     for run in experiment.runs:
         check_same_run(RunDir(directory / "runs" / run.run_id), run)
     check_unchanged(experiment, directory)
@@ -96,7 +99,7 @@ def unfinished_runs(experiment: Experiment, out: Path, force: bool) -> list[RunC
     """The runs without a result in their directory; of those without a directory, the ones that summary.csv has no
     result of either, or all with `force`."""
     directory = out / experiment.info.name
-    recorded = set() if force else recorded_runs(directory / "summary.csv")
+    recorded = set() if force else recorded_runs(directory / SUMMARY)
     run_dirs = {run.run_id: RunDir(directory / "runs" / run.run_id) for run in experiment.runs}
     done = {run_id for run_id, run_dir in run_dirs.items() if has_result(run_dir)}
     done |= {run_id for run_id in recorded & set(run_dirs) if not run_dirs[run_id].path.exists()}
@@ -113,20 +116,13 @@ def has_result(run_dir: RunDir) -> bool:
             read_json(path)
     except (DamagedFile, FileNotFoundError):
         return False
-    return bool(extent(run_dir.metrics) == status.get("metrics"))
+    return bool({path.name: extent(path) for path in run_dir.records} == status.get("records"))
 
 
 def recorded_runs(summary: Path) -> set[str]:
-    """Run ids with a result of this numerics version in a summary.csv."""
-    if not summary.exists():
-        return set()
-    with summary.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    try:
-        return {
-            row["run_id"]
-            for row in rows
-            if row["state"] in DONE and int(float(row["numerics_version"])) == NUMERICS_VERSION
-        }
-    except (KeyError, ValueError, TypeError):
-        raise UserError(f"{summary}: not a table that drpo-bench wrote") from None
+    """Run ids with a result of this numerics version in a summary.csv. Raises UserError."""
+    return {
+        row["run_id"]
+        for row in read_rows(summary, KEY)
+        if row.get("state") in DONE and int(row["numerics_version"]) == NUMERICS_VERSION
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from drpo_bench.config import RunConfig
@@ -57,7 +58,8 @@ def run_all(
         for run, _ in active.values():
             run_dir = run_dir_of(run, out)
             if run_dir.status()["state"] not in DONE:
-                run_dir.set_status("pending", reason="stopped")
+                with suppress(OSError):  # a full disk may be what stops us; the next runner sees that nobody runs it
+                    run_dir.set_status("pending", reason="stopped")
         raise
 
 

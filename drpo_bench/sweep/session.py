@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from drpo_bench.analysis.csv_rows import SUMMARY
 from drpo_bench.records import DONE
 from drpo_bench.sweep.cost import estimate
 from drpo_bench.sweep.executors import ExecutorOptions
@@ -117,7 +118,7 @@ def run_experiment(
             with Progress(console, len(experiment.runs) - len(todo), len(experiment.runs), out) as progress:
                 run_all(todo, out, executor, options.retries, progress.on_end, progress.on_poll)
         has_results = any(run_dir_of(run, out).config.exists() for run in experiment.runs)
-        if has_results or (directory / "summary.csv").exists():
+        if has_results or (directory / SUMMARY).exists():
             report = summarise(directory, console)
             console.print(f"Report: {report}\nFigures: {directory / 'figures'}", highlight=False, soft_wrap=True)
         if tracker and tracker.finish():

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from drpo_bench.analysis.csv_rows import SUMMARY
 from drpo_bench.console import output
 from drpo_bench.errors import UserError
 from drpo_bench.process import is_alive
@@ -94,7 +95,7 @@ def planned(folder: Path, begun: set[str]) -> list[str]:
     """The runs of the last `drpo-bench run` without a directory, and without a result in summary.csv."""
     try:
         missing = [run_id for run_id in read_json(folder / EXPERIMENT).get("planned", []) if run_id not in begun]
-        recorded = recorded_runs(folder / "summary.csv") if missing else set()
+        recorded = recorded_runs(folder / SUMMARY) if missing else set()
     except (UserError, OSError):  # damaged, or not there
         return []
     return [run_id for run_id in missing if run_id not in recorded]

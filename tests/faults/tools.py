@@ -60,8 +60,8 @@ keep = 2
 ONE_RUN = 'loss = [{ id = "drpo", delta = 0.15 }]\nprecision = ["fp32"]'
 TWO_RUNS = 'loss = [{ id = "pg_is" }, { id = "drpo", delta = 0.15 }]\nprecision = ["fp32"]'
 TIMED = {"seconds"}  # columns of summary.csv that the clock decides
-# Fields of status.json; `metrics` hashes the times too, attempts are what faults cost.
-NOT_COMPARED = {"updated_at", "seconds", "process", "metrics", "attempt"}
+# Fields of status.json; `records` hashes the times too, attempts are what faults cost.
+NOT_COMPARED = {"updated_at", "seconds", "process", "records", "attempt"}
 CLOCKED = ("time/", "perf/")  # metrics
 TEMPORARY = re.compile(r"unfinished_\d+|\..+\.\d+|.+\.unfinished")
 
