@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import shutil
+from types import SimpleNamespace
+
 import torch
 from safetensors.torch import save_file
 
 from drpo_bench.sweep.cost import estimate, parameters_of
-from drpo_bench.sweep.session import disk_text
+from drpo_bench.sweep.session import disk_warnings
 from drpo_bench.trainer import train
 
 
@@ -27,7 +29,14 @@ def test_the_disk_is_a_bound_and_no_wild_one(tiny_config, tmp_path, warmstart_ca
     assert used < promised < 3 * used
 
 
-@pytest.mark.parametrize(("megabytes", "says"), [(3.0, "at most 3 MB"), (1e15, "has only")])
-def test_a_disk_too_small_is_told_in_the_plan(megabytes, says, tmp_path):
-    assert says in disk_text(megabytes, tmp_path / "results")
+def test_a_disk_too_small_is_warned_of(tiny_config, tmp_path, monkeypatch):
+    runs = [tiny_config(seed=0), tiny_config(seed=1)]
+    needed = 2 * estimate(runs[0]).megabytes
+    for free, warnings in ((needed + 1, 0), (needed - 1, 1)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free * 1e6))
+        found = disk_warnings(runs, tmp_path / "results")
+        assert len(found) == warnings
+    assert found == [
+        f"the runs leave up to {needed:.0f} MB of checkpoints and records; {tmp_path} has only {needed - 1:.0f} MB free"
+    ]
     assert not list(tmp_path.iterdir())

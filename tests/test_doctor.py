@@ -155,6 +155,9 @@ def test_a_good_machine_has_no_problem_and_says_what_more_there_is(quiet, instal
     assert told(tmp_path) == [
         ("more", "trl: the losses in TRL", "pip install -e '.[trl]'"),
         ("more", "verl: the losses in verl", "make test-peers"),
+        ("more", "ray: --executor ray", "pip install -e '.[ray]'"),
+        ("more", "submitit: --executor slurm", "pip install -e '.[slurm]'"),
+        ("more", "psycopg2-binary: MLflow on PostgreSQL", "pip install -e '.[postgres]'"),
     ]
     assert "finds all it needs" in text(tmp_path)
 

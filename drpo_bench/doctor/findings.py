@@ -14,6 +14,9 @@ COMMANDS = {
     "torchao": "{pip} install torchao",
     "trl": "{pip} install -e '.[trl]'",
     "verl": "make test-peers",  # sets up the environment that verl needs for itself
+    "ray": "{pip} install -e '.[ray]'",
+    "submitit": "{pip} install -e '.[slurm]'",
+    "psycopg2-binary": "{pip} install -e '.[postgres]'",
 }
 
 

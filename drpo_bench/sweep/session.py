@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from drpo_bench.analysis.csv_rows import SUMMARY
+from drpo_bench.config import RunConfig
 from drpo_bench.records import DONE
 from drpo_bench.sweep.cost import estimate
 from drpo_bench.sweep.executors import ExecutorOptions
@@ -35,15 +37,15 @@ def print_plan(experiment: Experiment, out: Path, options: ExecutorOptions, forc
     table.add_column("state", no_wrap=True)
     table.add_column("tokens", justify="right", no_wrap=True)
     table.add_column("minutes", justify="right", no_wrap=True)
-    minutes, disk, unknown = 0.0, 0.0, False
-    todo = {run.run_id for run in unfinished_runs(experiment, out, force)}
+    minutes, unknown = 0.0, False
+    unfinished = unfinished_runs(experiment, out, force)
+    todo = {run.run_id for run in unfinished}
     for run in experiment.runs:
         cost, state = estimate(run), run_dir_of(run, out).status()["state"]
         if run.run_id not in todo:
             state = state if state in DONE else "recorded"  # in summary.csv, from another machine or day
         else:
             minutes += cost.minutes or 0.0
-            disk += cost.megabytes or 0.0
             unknown |= cost.minutes is None
         params = " ".join(f"{key}={value}" for key, value in run.loss.settings.items())
         axes = [axis_text(field_of(run, axis, experiment.source)) for axis in varied]
@@ -55,19 +57,26 @@ def print_plan(experiment: Experiment, out: Path, options: ExecutorOptions, forc
     count = options.simultaneous(experiment.runs)
     console.print(
         f"{len(experiment.runs)} runs, {count} at a time: {'at least ' if unknown else ''}about "
-        f"{minutes / count:.1f} minutes to go after the warm starts (a rough estimate), {disk_text(disk, out)}",
+        f"{minutes / count:.1f} minutes to go after the warm starts (a rough estimate), at most "
+        f"{megabytes(unfinished):.0f} MB of checkpoints and records",
         highlight=False,
         soft_wrap=True,
     )
-    print_warnings(experiment, options)
+    print_warnings(experiment, options, unfinished, out)
 
 
-def disk_text(megabytes: float, out: Path) -> str:
-    """What the runs will leave on the disk at most, and what is free there."""
+def megabytes(runs: Sequence[RunConfig]) -> float:
+    """What runs leave on the disk at most, where that is known."""
+    return sum(estimate(run).megabytes or 0.0 for run in runs)
+
+
+def disk_warnings(runs: Sequence[RunConfig], out: Path) -> list[str]:
+    """That the disk has not as much free as the runs may leave on it."""
     folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(folder).free / 1e6
-    needed = f"at most {megabytes:.0f} MB of checkpoints and records"
-    return needed if megabytes < free else f"[red]{needed}, but {folder} has only {free:.0f} MB free[/]"
+    needed, free = megabytes(runs), shutil.disk_usage(folder).free / 1e6
+    if needed < free:
+        return []
+    return [f"the runs leave up to {needed:.0f} MB of checkpoints and records; {folder} has only {free:.0f} MB free"]
 
 
 def axis_text(value: object) -> str:
@@ -75,11 +84,11 @@ def axis_text(value: object) -> str:
     return " ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
 
 
-def print_warnings(experiment: Experiment, options: ExecutorOptions) -> None:
+def print_warnings(experiment: Experiment, options: ExecutorOptions, todo: Sequence[RunConfig], out: Path) -> None:
     """What a user should know before the runs start, each once, on standard error."""
     console = Console(stderr=True, highlight=False)
     warnings = [warning for run in experiment.runs for warning in run.warnings()]
-    for warning in dict.fromkeys(warnings + options.warnings(experiment.runs)):
+    for warning in dict.fromkeys(warnings + options.warnings(experiment.runs) + disk_warnings(todo, out)):
         console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
@@ -101,15 +110,10 @@ def run_experiment(
     preflight(experiment, options.elsewhere)
     if tracking_uri:
         check_store(tracking_uri)
-    print_warnings(experiment, options)
-    console = Console()
-    todo = unfinished_runs(experiment, out, force)
-    with (
-        closing(options.make(todo))
-        if todo
-        else nullcontext() as executor,  # a cluster is reached before anything is written
-        owned_folder(experiment, out, take_over) as directory,
-    ):
+    console, todo = Console(), unfinished_runs(experiment, out, force)
+    print_warnings(experiment, options, todo, out)
+    reached = closing(options.make(todo)) if todo else nullcontext()  # a cluster, before anything is written
+    with reached as executor, owned_folder(experiment, out, take_over) as directory:
         tracker = Tracker(directory, tracking_uri) if tracking_uri else None
         if tracker and todo:
             tracker.start()
