@@ -37,12 +37,13 @@ test-fast: $(STAMP)
 test-vllm: $(VENV)/.installed-vllm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts="--strict-markers --strict-config" tests/real_vllm
 
-# Debian's Chromium and PostgreSQL, where they are missing (as root).
+# Debian's Chromium, PostgreSQL and Slurm, where they are missing (as root).
 setup-services:
-	@command -v chromium >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
-		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium postgresql >/dev/null; }
+	@command -v chromium slurmctld slurmd srun >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+			chromium postgresql slurmctld slurmd slurm-client >/dev/null; }
 
-# mlflow server, PostgreSQL and the MLflow page in headless Chromium; what is missing is skipped, except in CI.
+# mlflow server, PostgreSQL, the MLflow page in headless Chromium, a Slurm of one node; what is missing is skipped, except in CI.
 test-services: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts="--strict-markers --strict-config" tests/services
 

@@ -1,0 +1,91 @@
+"""A sweep as an array job of a real Slurm, of one node."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drpo_bench.records import RunDir
+from tests.executors.sweeps import Sweep, gone
+from tests.faults.tools import ONE_RUN, TWO_RUNS, cli, differences, end_state, write_sweep
+from tests.services.conftest import absent
+from tests.services.slurm import SlurmCluster
+
+pytestmark = pytest.mark.timeout(300)
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[SlurmCluster]:
+    if not (shutil.which("slurmctld") and shutil.which("slurmd") and shutil.which("srun")):
+        absent("Slurm")
+    folder = Path(tempfile.mkdtemp(prefix="drpo-slurm-"))
+    cluster = SlurmCluster(folder)
+    cluster.start()
+    yield cluster
+    cluster.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def launch(tmp_path: Path, slurm: SlurmCluster) -> Iterator[Callable[..., Sweep]]:
+    """Start `small.toml` of the test's folder as jobs."""
+    sweeps: list[Sweep] = []
+
+    def start(*options: str) -> Sweep:
+        sweeps.append(Sweep(tmp_path, "--executor", "slurm", *options, **slurm.environment))
+        return sweeps[-1]
+
+    yield start
+    for sweep in sweeps:
+        sweep.end()
+
+
+def quiet(folder: Path, axes: str) -> dict[str, Any]:
+    """The end state of the same sweep on this machine alone."""
+    folder.mkdir()
+    write_sweep(folder, axes, STEPS)
+    assert cli("run", "small.toml", "--no-tracking", cwd=folder).returncode == 0
+    return end_state(folder / "results" / "small")
+
+
+def jobs(slurm: SlurmCluster) -> list[str]:
+    """Those that wait or run."""
+    return slurm.ask("squeue", "--noheader", "--array", "--format=%i").split()
+
+
+def test_an_array_job_gives_the_results_of_this_machine(slurm, launch, tmp_path):
+    write_sweep(tmp_path, TWO_RUNS, STEPS)
+    sweep = launch("--slurm", "time=10", "--workers", str(len(os.sched_getaffinity(0))))
+    sweep.wait_for(lambda: bool(jobs(slurm)))
+    assert len({job.split("_")[0] for job in jobs(slurm)}) == 1  # one array
+    assert sweep.process.wait(timeout=200) == 0, sweep.said.read_text()
+    assert differences(quiet(tmp_path / "here", TWO_RUNS), sweep.results) == []
+    assert jobs(slurm) == []
+
+
+def test_a_cancelled_job_is_tried_again_and_ctrl_c_takes_all_jobs_back(slurm, launch, tmp_path):
+    write_sweep(tmp_path, ONE_RUN, STEPS)
+    sweep = launch()
+    sweep.wait_for_a_checkpoint()
+    (first,) = jobs(slurm)
+    slurm.ask("scancel", first)
+    sweep.wait_for(lambda: any(job != first for job in jobs(slurm)))
+    assert "ended as CANCELLED" in sweep.said.read_text()
+    assert sweep.ctrl_c() != 0
+    until = time.monotonic() + 20
+    while jobs(slurm):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert gone(sweep, 10)
+    (run_dir,) = map(RunDir, sweep.results.glob("runs/*/"))
+    assert (run_dir.status()["state"], run_dir.status()["reason"]) == ("pending", "stopped")
+    assert launch().process.wait(timeout=200) == 0
+    assert differences(quiet(tmp_path / "here", ONE_RUN), sweep.results) == []
