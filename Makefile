@@ -39,7 +39,8 @@ test-vllm: $(VENV)/.installed-vllm
 
 # Debian's Chromium, PostgreSQL and Slurm, where they are missing (as root).
 setup-services:
-	@command -v chromium slurmctld slurmd srun >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
+	@command -v chromium >/dev/null && command -v slurmctld >/dev/null && command -v slurmd >/dev/null && \
+		command -v srun >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
 			chromium postgresql slurmctld slurmd slurm-client >/dev/null; }
 
@@ -47,7 +48,8 @@ setup-services:
 test-services: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts="--strict-markers --strict-config" tests/services
 
-# Kills, damaged files, a full disk, a locked database, no memory, a clock that jumps: minutes; some of it as root only.
+# Kills, damaged files, a full disk, a locked database, no memory, a clock that jumps, a lost node, the same results from
+# every executor: minutes; some of it as root only.
 test-faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts="--strict-markers --strict-config" -n 3 --dist loadfile \
 		--no-loadscope-reorder tests/faults/test_torture.py tests/faults

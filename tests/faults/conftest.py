@@ -1,14 +1,16 @@
-"""What nothing happened to: end states that several tests compare with, made once for all of pytest's processes."""
+"""End states that nothing happened to, made once for all of pytest's processes; sweeps in the background."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
 
+from tests.faults.sweeps import Sweep
 from tests.faults.tools import TWO_RUNS, cli, end_state, write_sweep
 
 
@@ -24,3 +26,17 @@ def undisturbed_sweep(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
             done = cli("run", "small.toml", "--no-tracking", cwd=folder)
             assert done.returncode == 0, done.stderr
     return end_state(folder / "results" / "small")
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Sweep]]:
+    """Start `small.toml` of the test's folder."""
+    sweeps: list[Sweep] = []
+
+    def start(*options: str, **changes: str) -> Sweep:
+        sweeps.append(Sweep(tmp_path, *options, **changes))
+        return sweeps[-1]
+
+    yield start
+    for sweep in sweeps:
+        sweep.end()

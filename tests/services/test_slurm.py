@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from drpo_bench.records import RunDir
-from tests.executors.sweeps import Sweep, gone
+from tests.faults.sweeps import Sweep, gone
 from tests.faults.tools import ONE_RUN, TWO_RUNS, cli, differences, end_state, write_sweep
 from tests.services.conftest import absent
 from tests.services.slurm import SlurmCluster
@@ -64,8 +64,7 @@ def jobs(slurm: SlurmCluster) -> list[str]:
 def test_an_array_job_gives_the_results_of_this_machine(slurm, launch, tmp_path):
     write_sweep(tmp_path, TWO_RUNS, STEPS)
     sweep = launch("--slurm", "time=10", "--workers", str(len(os.sched_getaffinity(0))))
-    sweep.wait_for(lambda: bool(jobs(slurm)))
-    assert len({job.split("_")[0] for job in jobs(slurm)}) == 1  # one array
+    sweep.wait_for(lambda: bool(seen := jobs(slurm)) and len({job.split("_")[0] for job in seen}) == 1)  # one array
     assert sweep.process.wait(timeout=200) == 0, sweep.said.read_text()
     assert differences(quiet(tmp_path / "here", TWO_RUNS), sweep.results) == []
     assert jobs(slurm) == []

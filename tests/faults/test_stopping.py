@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from drpo_bench.records import RunDir
-from tests.executors.sweeps import RAY, SLURM_LOCAL, gone
+from tests.faults.sweeps import RAY, SLURM_LOCAL, gone
 from tests.faults.tools import ONE_RUN, cli, differences, end_state, states, write_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.executors.sweeps import RAY, SLURM_LOCAL
+from tests.faults.sweeps import RAY, SLURM_LOCAL
 from tests.faults.tools import cli, differences, end_state, write_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
