@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LOCK = "mlflow.lock"  # one sender a folder at a time: the tracker of a run, or `drpo-bench sync`
 LOCK_SECONDS = 30.0
-SYNC_SECONDS = 10.0  # long enough for requests of many records, which cost half as much a record
+SYNC_SECONDS = 30.0  # long enough for requests of many records, which cost half as much a record
 NICENESS = 19  # at most 1.5% of a core that a worker keeps busy
 STOP_SECONDS = 5.0  # for the request under way, when the sweep ends
 STOP, WARNED = "stop", "warned"  # what the processes say to each other
