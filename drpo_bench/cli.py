@@ -39,7 +39,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in DISK:
             raise
-        typer.echo(f"drpo-bench: {error.filename or 'a file'}: cannot be written: {error.strerror}", err=True)
+        typer.echo(f"drpo-bench: {error.filename or 'a file'}: cannot be used: {error.strerror}", err=True)
         sys.exit(DISK[error.errno])
 
 

@@ -53,7 +53,7 @@ def ensure_warmstart(config: RunConfig, cache: Path, report: Report) -> Warmstar
     directory = cache / config.warmstart_key()
     cache.mkdir(parents=True, exist_ok=True)
     failure = directory.with_suffix(".missed")
-    with FileLock(f"{directory}.lock"):
+    with FileLock(f"{directory}.lock", poll_interval=0.5, fallback_to_soft=False):
         if failure.exists():
             raise TargetMissed(failure.read_text())
         if directory.exists() and (problem := cache_damage(directory)):

@@ -1,8 +1,8 @@
 """What two workers are worth: `python tests/scaling_of_workers.py OUT [STEPS]`, on an idle machine with two cores.
 
-Runs the same sweep of eight equal runs (the quickstart's setting, one warm start, eight deltas) with one worker, with two,
-and with one of two threads, each in a folder of its own under OUT, and prints JSON a sweep: its seconds, those of the runs
-alone, and what the runner (imports, processes, tracking, figures, report) costs a run.
+Runs the same sweep of eight equal runs (the quickstart's setting, one warm start, eight deltas) with one worker, with
+two, and with one of two threads, each in a folder of its own under OUT, and prints JSON a sweep: its seconds, those of
+the runs alone, and what the runner (imports, processes, tracking, figures, report) costs a run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def main(folder: Path, steps: int = 40) -> None:
     file, seconds = sweep_file(folder, steps), dict[str, float]()
     for name, (workers, threads) in WAYS.items():
         out = folder / name
-        run(file, out, 1, threads, "--only", "loss.delta=0.1", "--set", "train.steps=1", "--no-tracking")  # the warm start
+        first = ("--only", "loss.delta=0.1", "--set", "train.steps=1", "--no-tracking")
+        run(file, out, 1, threads, *first)  # the warm start, which is not what is measured
         shutil.rmtree(out / "quickstart")
         seconds[name] = run(file, out, workers, threads)
         alone = sum(read_json(path)["seconds"] for path in out.glob("quickstart/runs/*/status.json"))

@@ -141,6 +141,15 @@ def test_a_second_worker_of_a_run_begins_when_the_first_is_gone(order, start):
     assert described(order.run_dir, second.pid)["met"] is False
 
 
+def test_a_worker_that_comes_after_the_result_leaves_it_alone(order, start):
+    order.run_dir.path.mkdir(parents=True)
+    order.run_dir.set_status("finished")
+    process = start(probe, order, False)
+    process.join()
+    assert process.exitcode == 0
+    assert not (order.run_dir.path / "me.json").exists()
+
+
 def test_a_worker_ends_with_the_process_that_started_it(order, start):
     parent = start(nested, order)
     me = described(order.run_dir)["process"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,8 +22,8 @@ def own_cores(count: int) -> Iterator[list[int]]:
     """Pin this process to so many cores that no other worker of this user on this machine holds, until the block ends.
 
     Yields them, or an empty list where fewer are free and the process is left unpinned. Cores are held by locks on
-    files, which the operating system frees when a process ends, however it ends; so the workers of all sweeps and
-    executors keep out of each other's way. Linux only.
+    files in TMPDIR, which the operating system frees when a process ends, however it ends; so the workers of all sweeps
+    and executors keep out of each other's way. Linux only.
     """
     from filelock import FileLock, Timeout
 
@@ -31,10 +32,12 @@ def own_cores(count: int) -> Iterator[list[int]]:
         return
     folder = Path(tempfile.gettempdir()) / f"drpo-bench-cores-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    cores = available_cores()
+    start = random.SystemRandom().randrange(len(cores))  # or all who do not see each other's locks would take the first
     with ExitStack() as held:
         mine = list[int]()
         with FileLock(folder / "choosing.lock"):  # one at a time, or two could each get a half of what they need
-            for core in available_cores():
+            for core in cores[start:] + cores[:start]:
                 if len(mine) < count:
                     with suppress(Timeout):
                         held.enter_context(FileLock(folder / f"{core}.lock", timeout=0))

@@ -34,7 +34,7 @@ def owned(directory: Path, take_over: bool) -> Iterator[str | None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(directory / LOCK, timeout=0)
+    lock = FileLock(directory / LOCK, timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from drpo_bench.config import RunConfig
 from drpo_bench.records import DONE, RunDir, State
@@ -34,8 +35,7 @@ def run_all(
     """
     waiting = [(run, 1) for run in runs]
     active: dict[str, tuple[RunConfig, int]] = {}  # by run id: the run and which attempt at it this is
-    for stop in (signal.SIGINT, signal.SIGTERM):  # a batch system's stop, and Ctrl-C also under nohup
-        signal.signal(stop, signal.default_int_handler)
+    listen(signal.default_int_handler)
     try:
         while waiting or active:
             room = max(0, executor.capacity - len(active))
@@ -54,13 +54,21 @@ def run_all(
                 on_end(run, state)
             on_poll([run for run, _ in active.values()])
     except BaseException:
+        listen(signal.SIG_IGN)  # a second Ctrl-C would leave runs that nobody settles; stopping takes seconds
         executor.stop()
         for run, _ in active.values():
             run_dir = run_dir_of(run, out)
             if run_dir.status()["state"] not in DONE:
                 with suppress(OSError):  # a full disk may be what stops us; the next runner sees that nobody runs it
                     run_dir.set_status("pending", reason="stopped")
+        listen(signal.default_int_handler)
         raise
+
+
+def listen(handler: Any) -> None:
+    """To a batch system's stop and to Ctrl-C, also under nohup."""
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, handler)
 
 
 def queue(run: RunConfig, out: Path, attempt: int) -> None:

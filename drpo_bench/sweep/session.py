@@ -54,7 +54,7 @@ def print_plan(experiment: Experiment, out: Path, options: ExecutorOptions, forc
     # A plan that is piped into a file is not cut to a terminal that is not there.
     console = Console() if sys.stdout.isatty() else Console(width=160)
     console.print(table)
-    count = options.simultaneous(experiment.runs)
+    count = options.simultaneous(unfinished or experiment.runs)
     console.print(
         f"{len(experiment.runs)} runs, {count} at a time: {'at least ' if unknown else ''}about "
         f"{minutes / count:.1f} minutes to go after the warm starts (a rough estimate), at most "

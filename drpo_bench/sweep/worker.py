@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from drpo_bench.config import RunConfig, canonical, load_run_config
-from drpo_bench.records import RunDir
+from drpo_bench.records import DONE, RunDir
 from drpo_bench.sweep.cores import own_cores
 
 # What the forkserver imports once, so that no run pays for it.
@@ -84,14 +84,16 @@ def run_worker(order: Order) -> None:
     be_the_first_victim()
     if order.gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = order.gpus
-    if order.cwd.is_dir():
-        os.chdir(order.cwd)
+    os.chdir(order.cwd)
     order.run_dir.path.mkdir(parents=True, exist_ok=True)
     log = os.open(order.run_dir.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     sys.stdout.flush()
     os.dup2(log, 1)
     os.dup2(log, 2)
-    with FileLock(order.run_dir.path / LOCK, poll_interval=LOCK_SECONDS), own_cores(order.threads) as cores:
+    lock = FileLock(order.run_dir.path / LOCK, poll_interval=LOCK_SECONDS, fallback_to_soft=False)
+    with lock, own_cores(order.threads) as cores:
+        if order.run_dir.status()["state"] in DONE:  # while this one waited; the runner asks for no such run
+            return
         where = f"cores {', '.join(map(str, cores))}" if cores else "not pinned"
         sys.stdout.write(f"process {os.getpid()} on {socket.gethostname()}, {where}\n")
         sys.stdout.flush()

@@ -46,7 +46,7 @@ class Sender:
         from drpo_bench.tracking.sync import ExperimentSync
 
         try:
-            with FileLock(self.directory / LOCK, timeout=LOCK_SECONDS):
+            with FileLock(self.directory / LOCK, timeout=LOCK_SECONDS, fallback_to_soft=False):
                 if scheme_of(self.uri) not in SERVERS:
                     probe(self.uri)  # fails at once, where MLflow would try for minutes
                 self.synced = self.synced or ExperimentSync(self.directory, self.uri)

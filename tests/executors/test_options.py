@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +17,7 @@ from drpo_bench.sweep.executors import ExecutorOptions, options
 from drpo_bench.sweep.executors import ray as ray_executor
 from drpo_bench.sweep.executors import slurm as slurm_executor
 from drpo_bench.sweep.executors.local import LocalExecutor
-from drpo_bench.sweep.executors.slurm import job_parameters, parse_settings
+from drpo_bench.sweep.executors.slurm import ending_of, job_name, job_parameters, parse_settings
 from drpo_bench.sweep.worker import Order, make_order
 
 
@@ -40,12 +41,22 @@ def gpu_runs(tiny_config: Callable[..., RunConfig]) -> list[RunConfig]:
         ({"slurm": ("partition=gpu",)}, "--slurm partition=gpu: is for --executor slurm"),
         ({"gpus_per_run": 0.5}, "--gpus-per-run 0.5: is for --executor ray"),
         ({"name": "ray", "gpus_per_run": 1.5}, "--gpus-per-run 1.5: must be a fraction of one GPU, or a whole number"),
+        (
+            {"name": "ray", "gpus_per_run": float("nan")},
+            "--gpus-per-run nan: must be a fraction of one GPU, or a whole number",
+        ),
         ({"name": "ray", "gpus_per_run": 0.0}, "--gpus-per-run 0: must be a fraction of one GPU, or a whole number"),
         ({"name": "ray", "gpus_per_run": 0.5}, "--gpus-per-run 0.5: no run has runtime.device = 'cuda'"),
         ({"name": "slurm", "slurm": ("partitoin=gpu",)}, "--slurm partitoin: unknown; did you mean 'partition'?"),
         ({"name": "slurm", "slurm": ("partition",)}, "--slurm partition: must be key=value"),
-        ({"name": "slurm", "slurm": ("time=1:00:00",)}, "--slurm time=1:00:00: must be minutes, a whole number"),
+        ({"name": "slurm", "slurm": ("time=1:00:00",)}, "--slurm time=1:00:00: must be a whole number of minutes"),
         ({"name": "slurm", "slurm": ("qos=a", "qos=b")}, "--slurm qos: given twice"),
+        ({"name": "slurm", "slurm": ("time=0",)}, "--slurm time=0: must be a whole number of minutes"),
+        ({"name": "slurm", "slurm": ("cpus_per_task=²",)}, "--slurm cpus_per_task=²: must be a whole number"),
+        (
+            {"name": "slurm", "slurm": ("cluster=local", "partition=gpu")},
+            "--slurm partition: means nothing with cluster=local",
+        ),
         ({"name": "slurm", "slurm": ("cluster=debug",)}, "--slurm cluster=debug: must be slurm or local"),
         (
             {"name": "slurm", "slurm": ("array_parallelism=2",)},
@@ -89,7 +100,7 @@ def test_an_address_without_ray_is_told_at_once(address, message):
 
 
 def test_something_else_that_listens_at_the_address_is_told(monkeypatch):
-    monkeypatch.setattr(ray_executor, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(ray_executor, "ANSWER_SECONDS", 5.0)  # that Ray's own head answers in time is tested elsewhere
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=server.accept, daemon=True).start()
         with pytest.raises(UserError, match="what listens there does not answer as Ray does"):
@@ -107,15 +118,19 @@ def test_as_many_runs_at_a_time_as_there_is_room_for(runs, gpu_runs, tiny_config
     assert ExecutorOptions(name="ray", gpus_per_run=0.5).simultaneous(gpu_runs) == 4
     assert ExecutorOptions(name="ray", address="head:6379").simultaneous(gpu_runs) == 8  # the cluster knows its room
     assert ExecutorOptions(name="slurm").simultaneous(two_threads) == 8
+    assert ExecutorOptions(name="slurm", slurm=("cluster=local",)).simultaneous(two_threads) == 2
 
 
-def test_workers_that_will_share_cores_are_warned_of(runs, gpu_runs, tiny_config, monkeypatch):
+def test_workers_that_will_share_cores_are_warned_of(runs, tiny_config, monkeypatch):
     monkeypatch.setattr(options, "available_cores", lambda: [0, 1])
     two_threads = [tiny_config(runtime={"threads": 2})]
     assert not ExecutorOptions(workers=2).warnings(runs)
     assert not ExecutorOptions().warnings(two_threads)
     (warning,) = ExecutorOptions(workers=2).warnings(two_threads)
-    assert warning.startswith("--workers 2 with runtime.threads = 2, but there are 2 cores")
+    assert warning.startswith("runtime.threads = 2 and --workers 2, but there are 2 cores")
+    (warning,) = ExecutorOptions().warnings([tiny_config(runtime={"threads": 4})])
+    assert warning.startswith("runtime.threads = 4, but there are 2 cores")
+    assert ExecutorOptions(name="slurm", slurm=("cluster=local",), workers=9).warnings(runs)
     assert not ExecutorOptions(name="slurm", workers=9).warnings(runs)
 
 
@@ -144,7 +159,7 @@ def test_a_slurm_job_asks_for_what_the_runs_need(gpu_runs, tiny_config, tmp_path
         "timeout_min": 90,
         "cpus_per_task": 4,
         "slurm_array_parallelism": 5,
-        "slurm_job_name": "study",
+        "slurm_job_name": job_name(tmp_path / "study"),
         "slurm_partition": "gpu",
         "slurm_mem_per_cpu": "4GB",
         "slurm_exclusive": True,
@@ -154,6 +169,25 @@ def test_a_slurm_job_asks_for_what_the_runs_need(gpu_runs, tiny_config, tmp_path
     on_gpus = orders(gpu_runs[0])
     assert job_parameters({"time": 90}, on_gpus, 1)["gpus_per_node"] == 1
     assert "gpus_per_node" not in job_parameters({"time": 90, "gres": "gpu:a100:1"}, on_gpus, 1)
+    assert job_parameters({"time": 90, "gpus_per_node": "a100:1"}, on_gpus, 1)["slurm_gpus_per_node"] == "a100:1"
+
+
+def test_the_jobs_of_a_folder_have_its_name_and_no_other_folders(tmp_path):
+    assert job_name(tmp_path / "study").startswith("study-")
+    assert job_name(tmp_path / "study") == job_name(tmp_path / "x" / ".." / "study")
+    assert job_name(tmp_path / "study") != job_name(tmp_path / "x" / "study")
+
+
+def test_a_job_process_that_was_killed_without_slurm_is_a_failed_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no scontrol
+    paths = SimpleNamespace(result_pickle=tmp_path / "absent", stderr=tmp_path / "err")
+    ending = ending_of(SimpleNamespace(paths=paths, job_id="1"), "local")
+    assert ending.reason.startswith("its job's process ended without a result")
+
+
+def test_slurm_is_no_trial_of_gpus(gpu_runs):
+    with pytest.raises(UserError, match="cluster=local: is to try Slurm out on a CPU"):
+        ExecutorOptions(name="slurm", slurm=("cluster=local",)).check(gpu_runs)
 
 
 def test_no_option_imports_what_it_does_not_need(tmp_path):

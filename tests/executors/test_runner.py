@@ -64,11 +64,6 @@ def raise_in_warmstart(run_dir: RunDir) -> Ending:
     return Ending()
 
 
-def interrupt(run_dir: RunDir) -> Ending:
-    run_dir.set_status("running", step=1, steps=2)
-    raise KeyboardInterrupt
-
-
 @pytest.fixture(autouse=True)
 def restore_signals() -> Iterator[None]:
     """The runner listens to SIGTERM from now on; pytest does not."""

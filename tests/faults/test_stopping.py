@@ -10,7 +10,7 @@ import pytest
 
 from drpo_bench.records import RunDir
 from tests.faults.sweeps import RAY, SLURM_LOCAL, gone
-from tests.faults.tools import ONE_RUN, cli, differences, end_state, states, write_sweep
+from tests.faults.tools import ONE_RUN, cli, differences, end_state, refused, states, write_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS = 40
@@ -80,6 +80,10 @@ def test_runs_on_a_lost_node_go_to_others(quiet, launch, tmp_path, monkeypatch):
         write_sweep(tmp_path, ONE_RUN, STEPS)
         sweep = launch(*RAY, "--address", cluster.address, "--retries", "0")
         sweep.wait_for_a_checkpoint()
+        wide = (*RAY, "--address", cluster.address, "--set", "runtime.threads=4")
+        wide_run = cli("run", "small.toml", "--out", "wide", *wide, cwd=tmp_path)
+        refused(wide_run, "no node of the cluster has the 4 CPUs that a run asks for")
+        assert not (tmp_path / "wide").exists()
         worker = sweep.worker()
         cluster.add_node(**node)
         assert "running" in states(sweep.results).values()

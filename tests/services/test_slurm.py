@@ -14,12 +14,23 @@ import pytest
 
 from drpo_bench.records import RunDir
 from tests.faults.sweeps import Sweep, gone
-from tests.faults.tools import ONE_RUN, TWO_RUNS, cli, differences, end_state, write_sweep
+from tests.faults.tools import (
+    ONE_RUN,
+    TWO_RUNS,
+    changed,
+    cli,
+    contents,
+    differences,
+    end_state,
+    refused,
+    states,
+    write_sweep,
+)
 from tests.services.conftest import absent
 from tests.services.slurm import SlurmCluster
 
 pytestmark = pytest.mark.timeout(300)
-STEPS = 40
+STEPS = 30
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +75,31 @@ def jobs(slurm: SlurmCluster) -> list[str]:
 def test_an_array_job_gives_the_results_of_this_machine(slurm, launch, tmp_path):
     write_sweep(tmp_path, TWO_RUNS, STEPS)
     sweep = launch("--slurm", "time=10", "--workers", str(len(os.sched_getaffinity(0))))
-    sweep.wait_for(lambda: bool(seen := jobs(slurm)) and len({job.split("_")[0] for job in seen}) == 1)  # one array
+    sweep.wait_for(lambda: {job.split("_")[-1] for job in jobs(slurm)} == {"0", "1"})
+    assert len({job.split("_")[0] for job in jobs(slurm)}) == 1  # one array
     assert sweep.process.wait(timeout=200) == 0, sweep.said.read_text()
+    assert differences(quiet(tmp_path / "here", TWO_RUNS), sweep.results) == []
+    assert jobs(slurm) == []
+
+
+def test_what_sbatch_refuses_is_told_before_anything_is_written(slurm, tmp_path):
+    write_sweep(tmp_path, ONE_RUN, STEPS)
+    before = contents(tmp_path)
+    done = cli("run", "small.toml", "--executor", "slurm", "--slurm", "partition=no", cwd=tmp_path, **slurm.environment)
+    refused(done, "--executor slurm", "partition")
+    assert changed(before, tmp_path) == []
+
+
+def test_jobs_of_a_killed_runner_are_taken_back_by_the_next_one(slurm, launch, tmp_path):
+    write_sweep(tmp_path, TWO_RUNS, STEPS)
+    sweep = launch()
+    sweep.wait_for(lambda: "running" in states(sweep.results).values())
+    sweep.process.kill()
+    sweep.process.wait()
+    (array,) = {job.split("_")[0] for job in jobs(slurm)}
+    again = launch()
+    again.wait_for(lambda: not any(job.startswith(f"{array}_") for job in jobs(slurm)))
+    assert again.process.wait(timeout=200) == 0, again.said.read_text()
     assert differences(quiet(tmp_path / "here", TWO_RUNS), sweep.results) == []
     assert jobs(slurm) == []
 

@@ -75,11 +75,9 @@ def wait_for_any(children: Collection[Child], seconds: float) -> None:
 
 def run_in_child(order: Order) -> Ending:
     """Train in a child of this process, wherever an executor has brought it; the child ends with it."""
-    if not order.run_dir.path.is_dir():
-        return Ending(
-            f"{order.run_dir.path} is not there on {socket.gethostname()}: the results directory must be on a "
-            "filesystem that all machines see"
-        )
+    for folder in (order.run_dir.path, order.cwd):
+        if not folder.is_dir():
+            return Ending(f"{folder} is not there on {socket.gethostname()}: it must be where all machines see it")
     child = Child(order)
     try:
         while (ending := child.ending()) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from drpo_bench.sweep.cores import available_cores
 from drpo_bench.sweep.executors.base import Executor
 
 EXECUTORS = ("local", "ray", "slurm")
+TRIAL = "cluster=local"  # of --slurm: jobs that are processes of this machine
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class ExecutorOptions:
     @property
     def elsewhere(self) -> bool:
         """Whether runs are computed on machines that this one need not be like."""
-        return self.name == "slurm" or self.address is not None
+        return (self.name == "slurm" and TRIAL not in self.slurm) or self.address is not None
 
     def check(self, runs: Sequence[RunConfig]) -> None:
         """Raise UserError for options that do not go together, or need what is not installed."""
@@ -48,12 +50,14 @@ class ExecutorOptions:
             from drpo_bench.sweep.executors.slurm import check_settings
 
             check_settings(self.slurm)
+            if TRIAL in self.slurm and any(map(on_gpu, runs)):
+                raise UserError(f"--slurm {TRIAL}: is to try Slurm out on a CPU, not for runtime.device = 'cuda'")
 
     def check_gpus_per_run(self, share: float, runs: Sequence[RunConfig]) -> None:
         """Raise UserError for a share that Ray does not give, or nobody would use."""
         if self.name != "ray":
             raise UserError(f"--gpus-per-run {share:g}: is for --executor ray")
-        if share <= 0 or (share > 1 and share != int(share)):
+        if not 0 < share < math.inf or (share > 1 and share != int(share)):
             raise UserError(f"--gpus-per-run {share:g}: must be a fraction of one GPU, or a whole number")
         if not any(map(on_gpu, runs)):
             raise UserError(f"--gpus-per-run {share:g}: no run has runtime.device = 'cuda'")
@@ -76,10 +80,8 @@ class ExecutorOptions:
         threads, cores = max(run.runtime.threads for run in runs), len(available_cores())
         if self.elsewhere or (self.workers or 1) * threads <= cores or any(map(on_gpu, runs)):
             return []
-        return [
-            f"--workers {self.workers} with runtime.threads = {threads}, but there are {cores} cores: some runs share "
-            "theirs, and all will take longer than with fewer at a time"
-        ]
+        asked = f"runtime.threads = {threads}" + (f" and --workers {self.workers}" if self.workers else "")
+        return [f"{asked}, but there are {cores} cores: threads share them, and all runs take longer than with fewer"]
 
     def make(self, runs: Sequence[RunConfig]) -> Executor:
         """The executor, its cluster reached. Raises UserError."""
@@ -87,11 +89,12 @@ class ExecutorOptions:
         if self.name == "ray":
             from drpo_bench.sweep.executors.ray import RayExecutor
 
-            return RayExecutor(workers, self.address, self.gpus_per_run or 1)
+            gpus = (self.gpus_per_run or 1) if any(map(on_gpu, runs)) else 0
+            return RayExecutor(workers, self.address, max(run.runtime.threads for run in runs), gpus)
         if self.name == "slurm":
             from drpo_bench.sweep.executors.slurm import SlurmExecutor
 
-            return SlurmExecutor(workers, self.slurm)
+            return SlurmExecutor(runs, workers, self.slurm)
         from drpo_bench.sweep.executors.local import LocalExecutor
 
         return LocalExecutor(workers, visible_gpus() if any(map(on_gpu, runs)) else ())

@@ -22,6 +22,7 @@ CONNECT_SECONDS = 3.0  # to reach the address at all
 ANSWER_SECONDS = 15.0  # for Ray to answer there; half of it is the import of the command that asks
 STOP_SECONDS = 15.0  # for the nodes to end their processes
 OBJECT_STORE_BYTES = 100 * 2**20  # of a local cluster; only orders and endings pass through it
+LONGEST_REASON = 200  # characters of what Ray said
 CLIENT_PORT = 10001  # of ray://
 
 
@@ -31,10 +32,12 @@ class RayExecutor:
     A task trains in a child of Ray's worker process, which keeps its forkserver for the next task.
     """
 
-    def __init__(self, workers: int, address: str | None, gpus_per_run: float) -> None:
-        self.capacity, self.gpus_per_run = workers, gpus_per_run
+    def __init__(self, workers: int, address: str | None, threads: int, gpus: float) -> None:
+        """A run needs so many threads, and so many GPUs where it computes on one. Raises UserError."""
+        self.capacity, self.gpus_per_run = workers, gpus
         self.tasks: dict[Any, str] = {}  # the reference to a task's result -> its run id
-        start_or_connect(address, workers)
+        start_or_connect(address, workers * threads)
+        check_room(threads, gpus)
 
     def submit(self, orders: Sequence[Order]) -> None:
         import ray
@@ -85,22 +88,34 @@ def attempt(order: Order) -> Ending:
     return run_in_child(replace(order, gpus=os.environ.get("CUDA_VISIBLE_DEVICES")) if order.on_gpu else order)
 
 
-def start_or_connect(address: str | None, workers: int) -> None:
+def check_room(threads: int, gpus: float) -> None:
+    """Raise UserError unless some node can hold a run: Ray would wait for one for ever."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(node.get("CPU", 0) >= threads and node.get("GPU", 0) >= gpus for node in nodes):
+        ray.shutdown()
+        needed = f"{threads} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+        raise UserError(f"--executor ray: no node of the cluster has the {needed} that a run asks for")
+
+
+def start_or_connect(address: str | None, threads: int) -> None:
     """A cluster of this machine's cores, or the one at an address. Raises UserError where none answers."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray's notice of a coming change asks for
+    os.environ.setdefault("RAY_task_oom_retries", "0")  # or Ray itself tries what never fits again and again, unseen
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        cores = max(workers, len(available_cores()))
+        cores = max(threads, len(available_cores()))
         ray.init("local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
         return
     check_address(address)
     try:
         ray.init(address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, ImportError) as error:
-        raise unreachable(address, str(error).splitlines()[0]) from None
+        raise unreachable(address, " ".join(str(error).split())[:LONGEST_REASON]) from None
 
 
 def check_address(address: str) -> None:

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from drpo_bench.config import RunConfig, content_hash
 from drpo_bench.errors import UserError, did_you_mean
 from drpo_bench.sweep.executors.base import Ending
 from drpo_bench.sweep.executors.child import run_in_child
-from drpo_bench.sweep.executors.slurm_queue import SlurmQueue, cancel, state_of
+from drpo_bench.sweep.executors.slurm_queue import SlurmQueue, cancel, queued, state_of
 from drpo_bench.sweep.worker import Order
 
 FOLDER = "slurm"  # submitit's files, in the experiment's folder
 CLUSTERS = ("slurm", "local")
 # What the executor sets itself, or cannot: a run is one task on one node, --workers says how many at a time.
-RESERVED = {"additional_parameters", "array_parallelism", "nodes", "ntasks_per_node", "num_gpus", "stderr_to_stdout"}
+RESERVED = {
+    *("additional_parameters", "array_parallelism", "job_name", "nodes", "ntasks_per_node", "num_gpus"),
+    "stderr_to_stdout",
+}
+OF_SUBMITIT = {"setup", "teardown", "srun_args", "signal_delay_s", "use_srun"}  # no options of sbatch
+WHOLE = {"time", "cpus_per_task", "cpus_per_gpu", "signal_delay_s"}
 LISTS = {"setup", "teardown", "srun_args"}  # given once an entry
 GPU_KEYS = {"gpus_per_node", "gpus_per_task", "gres"}
 DEFAULTS = {"time": 24 * 60}  # minutes; a job that runs out of them goes on from its checkpoint, in the queue again
 TIMEOUTS = 1000  # how often it may
 POLL_SECONDS = 1.0
-VERDICT_SECONDS = 60.0  # between the signals by which Slurm announces the end of a job and the end
+VERDICT_SECONDS = 600.0  # at most, between the signals by which Slurm announces the end of a job and the end
+ARRAY_SIZE = 1000  # jobs of an array: Slurm's own limit, where nobody has raised it
 STOP_SECONDS = 15.0
 
 
@@ -45,14 +54,16 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--slurm {key}: unknown{hint}")
         if key == "cluster" and text not in CLUSTERS:
             raise UserError(f"--slurm cluster={text}: must be slurm or local")
-        if key == "time" and not text.isdigit():
-            raise UserError(f"--slurm time={text}: must be minutes, a whole number")
+        if key in WHOLE and not (text.isascii() and text.isdigit() and int(text)):
+            raise UserError(f"--slurm {key}={text}: must be a whole number{' of minutes' if key == 'time' else ''}")
         if key in LISTS:
             parsed.setdefault(key, []).append(text)
         elif key in parsed:
             raise UserError(f"--slurm {key}: given twice")
         else:
-            parsed[key] = int(text) if text.isdigit() else {"true": True, "false": False}.get(text, text)
+            parsed[key] = int(text) if key in WHOLE else {"true": True, "false": False}.get(text, text)
+    if parsed.get("cluster") == "local" and (ignored := parsed.keys() - {"cluster", "time"}):
+        raise UserError(f"--slurm {min(ignored)}: means nothing with cluster=local")
     return parsed
 
 
@@ -67,18 +78,26 @@ def check_settings(settings: Sequence[str]) -> None:
 class SlurmExecutor:
     """An array job a submission; the first holds all runs, later ones those that are tried again."""
 
-    def __init__(self, workers: int, settings: Sequence[str]) -> None:
+    def __init__(self, runs: Sequence[RunConfig], workers: int, settings: Sequence[str]) -> None:
+        """Raises UserError where Slurm would not take the runs."""
         self.settings = DEFAULTS | parse_settings(settings)
         self.cluster = self.settings.pop("cluster", "slurm")
         self.workers = workers
-        self.capacity = 1_000_000 if self.cluster == "slurm" else workers  # Slurm queues, submitit's local one does not
+        self.capacity = ARRAY_SIZE if self.cluster == "slurm" else workers  # Slurm has a queue, submitit itself none
         self.jobs: dict[str, Any] = {}  # run id -> submitit's job
+        self.name: str | None = None  # of all jobs of the folder, those of a runner that was killed among them
         self.queue = SlurmQueue()
+        if self.cluster == "slurm":
+            threads, on_gpu = max(run.runtime.threads for run in runs), runs[0].runtime.device == "cuda"
+            check_submission(self.settings, min(len(runs), ARRAY_SIZE), threads, on_gpu)
 
     def submit(self, orders: Sequence[Order]) -> None:
         from submitit import AutoExecutor
 
         folder = orders[0].experiment_dir / FOLDER
+        if self.name is None and self.cluster == "slurm":
+            cancel(job_name(orders[0].experiment_dir))
+        self.name = job_name(orders[0].experiment_dir)
         executor = AutoExecutor(folder, self.cluster, slurm_max_num_timeout=TIMEOUTS)
         executor.update_parameters(**job_parameters(self.settings, orders, self.workers))
         jobs = executor.map_array(SlurmRun(), orders)
@@ -90,25 +109,48 @@ class SlurmExecutor:
         if self.cluster == "slurm":
             lost = self.queue.lost({job.job_id for job in self.jobs.values()})
             over |= {run_id for run_id, job in self.jobs.items() if job.job_id in lost}
-        return {run_id: ending_of(self.jobs.pop(run_id)) for run_id in sorted(over)}
+        return {run_id: ending_of(self.jobs.pop(run_id), self.cluster) for run_id in sorted(over)}
 
     def is_over(self, job: Any) -> bool:
         """Whether a job has left its result."""
-        return bool(job.done() if self.cluster == "local" else job.paths.result_pickle.exists())
+        if self.cluster == "local":
+            return bool(job.done())
+        job.paths.folder.chmod(job.paths.folder.stat().st_mode)  # NFS would answer from its memory
+        return bool(job.paths.result_pickle.exists())
 
     def stop(self) -> None:
-        if self.cluster == "slurm":
-            cancel({job.job_id for job in self.jobs.values()})
-        else:
+        deadline = time.monotonic() + STOP_SECONDS
+        if self.cluster == "slurm" and self.name:
+            cancel(self.name)
+            while queued(self.name) and time.monotonic() < deadline:
+                time.sleep(0.5)
+        if self.cluster == "local":
             for job in self.jobs.values():
                 job.cancel()
-            deadline = time.monotonic() + STOP_SECONDS
             while not all(job.done() for job in self.jobs.values()) and time.monotonic() < deadline:
                 time.sleep(0.1)
         self.jobs.clear()
 
     def close(self) -> None:
-        self.stop()
+        if self.jobs:
+            self.stop()
+
+
+def job_name(experiment_dir: Path) -> str:
+    """Of the jobs of one folder, and of no other."""
+    return f"{experiment_dir.name}-{content_hash(str(experiment_dir.resolve()))[:8]}"
+
+
+def check_submission(settings: Mapping[str, Any], jobs: int, threads: int, on_gpu: bool) -> None:
+    """Raise UserError where sbatch refuses: a partition, an account or a limit that this cluster has not."""
+    options = {"cpus_per_task": threads} | {key: v for key, v in settings.items() if key not in OF_SUBMITIT}
+    if on_gpu and not GPU_KEYS & options.keys():
+        options["gpus_per_node"] = 1
+    flags = [f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}") for key, value in options.items()]
+    command = ["sbatch", "--test-only", "--parsable", f"--array=0-{jobs - 1}", "--wrap=true", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"--executor slurm: {done.stderr.strip().splitlines()[-1]}")
 
 
 def job_parameters(settings: Mapping[str, Any], orders: Sequence[Order], workers: int) -> dict[str, Any]:
@@ -119,14 +161,16 @@ def job_parameters(settings: Mapping[str, Any], orders: Sequence[Order], workers
     chosen["srun_args"] = [f"--cpus-per-task={chosen['cpus_per_task']}", *chosen.get("srun_args", [])]
     if any(order.on_gpu for order in orders) and not GPU_KEYS & chosen.keys():
         chosen["gpus_per_node"] = 1
-    chosen.setdefault("job_name", orders[0].experiment_dir.name)
+    chosen["job_name"] = job_name(orders[0].experiment_dir)
     shared = {"timeout_min": chosen.pop("time")}  # names that submitit's local executor knows too
-    shared |= {key: chosen.pop(key) for key in ("cpus_per_task", "gpus_per_node") if key in chosen}
+    shared |= {key: chosen.pop(key) for key in ("cpus_per_task", "gpus_per_node") if isinstance(chosen.get(key), int)}
     return shared | {f"slurm_{key}": value for key, value in chosen.items()} | {"slurm_array_parallelism": workers}
 
 
-def ending_of(job: Any) -> Ending:
+def ending_of(job: Any, cluster: str) -> Ending:
     """What the function of a job that is over returned; or what is known of one that did not come so far."""
+    if not job.paths.result_pickle.exists() and cluster == "local":
+        return Ending(f"its job's process ended without a result; what it wrote: {job.paths.stderr}")
     if not job.paths.result_pickle.exists():
         return Ending(f"Slurm: job {job.job_id} ended as {state_of(job.job_id)}; what it wrote: {job.paths.stderr}")
     if job.exception() is not None:

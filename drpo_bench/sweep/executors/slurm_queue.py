@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import re
 import subprocess
 import time
@@ -29,10 +31,12 @@ class SlurmQueue:
         return {job for job, since in self.out.items() if job in jobs and now - since >= GONE_SECONDS}
 
 
-def queued() -> set[str] | None:
-    """This user's jobs that wait or run, an element of an array as `7_1`; None where Slurm does not answer."""
-    command = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def queued(name: str | None = None) -> set[str] | None:
+    """This user's jobs (of a name) that wait or run, an element of an array as `7_1`; None where Slurm is silent."""
+    command = ["squeue", "--me", "--array", "--noheader", "--format=%i", *([f"--name={name}"] if name else [])]
+    # A user's own filters would hide jobs.
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("SQUEUE_")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=plain)
     return set(done.stdout.split()) if done.returncode == 0 else None
 
 
@@ -44,7 +48,6 @@ def state_of(job: str) -> str:
     return found[1] if found else "UNKNOWN"
 
 
-def cancel(jobs: Collection[str]) -> None:
-    """Take jobs back; whole arrays at once."""
-    if arrays := sorted({job.split("_")[0] for job in jobs}):
-        subprocess.run(["scancel", *arrays], check=False)
+def cancel(name: str) -> None:
+    """Take back this user's jobs of a name."""
+    subprocess.run(["scancel", f"--user={getpass.getuser()}", f"--name={name}"], check=False)
