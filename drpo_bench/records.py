@@ -42,9 +42,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Drop the temporary files of processes that were killed while they wrote here; the caller is the only writer."""
+    """Drop the temporary files of processes that were killed while they wrote here; those of living ones stay."""
+    import psutil
+
     for path in directory.glob(".*"):
-        if re.fullmatch(r"\..+\.\d+", path.name):
+        writer = re.fullmatch(r"\..+\.(\d+)", path.name)
+        if writer and not psutil.pid_exists(int(writer[1])):
             path.unlink(missing_ok=True)
 
 

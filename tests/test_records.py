@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pytest
 
@@ -69,7 +70,8 @@ def test_a_damaged_status_is_a_run_to_do_again(text, tmp_path):
 
 
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
-    names = [".status.json.123", ".hidden", "status.json", ".gitignore", "step.1"]
+    dead = 2**22 + 1  # larger than any process id
+    names = [f".status.json.{dead}", f".mlflow.json.{os.getpid()}", ".hidden", "status.json", ".gitignore", "step.1"]
     for name in names:
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
