@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -158,6 +159,15 @@ def test_a_worker_ends_with_the_process_that_started_it(order, start):
     while is_alive(me):
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def test_a_long_tmpdir_leaves_room_for_the_forkservers_socket(monkeypatch, tmp_path):
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    for folder, chosen in ((deep, "/tmp"), (Path("/tmp"), "/tmp"), (Path("/var/tmp"), "/var/tmp")):
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        prepare_environment()
+        assert tempfile.gettempdir() == chosen
 
 
 def test_an_order_is_plain_data(order):

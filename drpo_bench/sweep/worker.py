@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from dataclasses import dataclass
 from multiprocessing import parent_process
@@ -31,6 +32,7 @@ ENVIRONMENT = {
 }
 # A batch system's own pinning, read when the forkserver starts, would put all its workers on the same cores.
 UNWANTED = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+LONGEST_TEMP = 70  # characters of TMPDIR: the path of the forkserver's socket below it has 107 at most
 LOCK = "run.lock"
 LOCK_SECONDS = 0.5  # between two looks at the lock of another process
 
@@ -70,6 +72,8 @@ def prepare_environment() -> None:
     os.environ |= ENVIRONMENT
     for name in UNWANTED:
         os.environ.pop(name, None)
+    if len(tempfile.gettempdir()) > LONGEST_TEMP:
+        tempfile.tempdir = "/tmp"
 
 
 def run_worker(order: Order) -> None:
