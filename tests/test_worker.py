@@ -162,6 +162,7 @@ def test_a_worker_ends_with_the_process_that_started_it(order, start):
 
 
 def test_a_long_tmpdir_leaves_room_for_the_forkservers_socket(monkeypatch, tmp_path):
+    monkeypatch.setattr(worker.os, "environ", dict(os.environ))  # which is changed, too
     deep = tmp_path / ("x" * 100)
     deep.mkdir()
     for folder, chosen in ((deep, "/tmp"), (Path("/tmp"), "/tmp"), (Path("/var/tmp"), "/var/tmp")):
