@@ -62,8 +62,9 @@ torture: $(STAMP)
 
 # The losses against TRL's and verl's own and fp8 against torchao's, in an environment of their own: they and the default
 # set exclude each other.
-test-peers: $(PEERS)/.installed
+test-peers: $(PEERS)/.installed $(STAMP)
 	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest tests/peers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts="--strict-markers --strict-config" tests/bench_peers
 
 # antlr4: the pin is math-verify's; verl's omegaconf needs an older one, and pip would fall back to an omegaconf of 2020.
 $(PEERS)/.installed: tests/peers/requirements.txt constraints.txt

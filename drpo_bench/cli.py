@@ -173,15 +173,20 @@ def ui(
 
 @app.command()
 def bench(
+    peer: Annotated[str | None, typer.Option(help="trl, hf or vllm; without one, this machine's own figures.")] = None,
     size: Annotated[str, typer.Option(help="nano, micro, mini or small.")] = "nano",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     precision: Annotated[str, typer.Option(help="A precision preset.")] = "fp32",
-    repeats: Annotated[int, typer.Option(min=1, help="Repeats; the median is printed.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each; medians are printed.")] = 5,
+    peer_python: Annotated[Path | None, typer.Option(help="A Python that has TRL.")] = None,
+    warmstarts: Annotated[Path, typer.Option(help="Cache of warm starts.")] = DEFAULT_OUT / "warmstarts",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure rollout and trainer speed on this machine; prints JSON."""
-    from drpo_bench.bench import measure
+    """Speed of rollout and trainer as a share of the matmul rate, or against a peer that takes turns with us."""
+    from drpo_bench.bench.report import Request
+    from drpo_bench.bench.report import bench as run_bench
 
-    measure(size, threads, precision, repeats)
+    run_bench(Request(peer, size, threads, precision, repeats, peer_python, warmstarts), as_json)
 
 
 @app.command()

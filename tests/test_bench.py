@@ -1,0 +1,117 @@
+"""The arithmetic of comparisons, what is counted, and what is said where a peer is missing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from drpo_bench.bench import hf, report, timing, trl, vllm
+from drpo_bench.bench.report import Request, against, comparison_rows, warnings
+from drpo_bench.bench.shapes import STOPS, Shape, random_model
+from drpo_bench.bench.timing import Comparison, Measured, take_turns
+from drpo_bench.errors import UserError
+from drpo_bench.precision_configs import PrecisionConfig
+
+SMALL = Shape(problems=3, group_size=2, prompt=4, response=6)
+FP32 = PrecisionConfig.model_validate("fp32")
+
+
+def request(**changes) -> Request:
+    fields = {"peer": None, "size": "nano", "threads": 1, "precision": "fp32", "repeats": 1}
+    return Request(**fields | {"peer_python": None, "warmstarts": Path("warmstarts")} | changes)
+
+
+def test_a_ratio_is_of_rates_and_the_medians_of_turns():
+    ours, theirs = Measured((1.0, 2.0, 1.0), (100, 100, 50)), Measured((4.0, 4.0, 4.0), (100, 100, 100))
+    comparison = Comparison("rollout", ours, "peer", theirs)
+    assert comparison.ratios == [4.0, 2.0, 2.0]  # 100, 50, 50 tokens a second against 25
+    data = comparison.data()
+    assert (data["ratio"], data["ratio_range"], data["doubtful"]) == (2.0, [2.0, 4.0], False)
+    assert data["ours"] == {"seconds": 1.0, "tokens_per_s": 50.0, "spread": 1.0, "repeats": 3}
+    batches = Comparison("batch", ours, "peer", theirs, by_rate=False)
+    assert batches.ratios == [4.0, 2.0, 4.0]  # seconds alone
+
+
+def test_turns_that_disagree_are_doubtful_and_warned_of():
+    close = Comparison("rollout", Measured((1.0, 1.2), (10, 10)), "peer", Measured((1.1, 1.1), (10, 10)))
+    assert close.is_doubtful
+    cores = {"busy": True, "load": 3.0}
+    said = warnings({"cores": cores, "comparisons": [close.data()]})
+    assert said == ["load 3.0: the machine is busy", "rollout: peer: some turns say the opposite; nothing follows"]
+
+
+def test_contestants_take_turns_and_the_first_round_does_not_count(monkeypatch):
+    clock, order = iter(range(100)), []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+
+    def work(name: str) -> int:
+        order.append(name)
+        return len(order)
+
+    first, second = take_turns([lambda: work("a"), lambda: work("b")], repeats=2)
+    assert order == ["a", "b"] * 3
+    assert (first.tokens, second.tokens, first.seconds) == ((3, 5), (4, 6), (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peer": "vlm"}, "--peer vlm: unknown; did you mean 'vllm'?"),
+        ({"size": "nanoo"}, "--size nanoo: unknown; did you mean 'nano'?"),
+        ({"precision": "int8"}, "--precision int8: unknown"),
+        ({"peer": "trl", "precision": "bf16"}, "TRL trains in fp32 on a CPU"),
+    ],
+)
+def test_mistakes(changes, message):
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        request(**changes).check()
+
+
+def test_a_python_that_is_not_there_is_the_users_mistake(tmp_path):
+    with pytest.raises(UserError, match=r"--peer-python .*no such file"):
+        trl.find_python(tmp_path / "python")
+    assert trl.find_python(Path(sys.executable)) == Path(sys.executable)
+
+
+@pytest.mark.parametrize("peer", ["trl", "vllm"])
+def test_a_peer_that_is_not_installed_is_not_measured_and_the_remedy_told(peer, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trl, "find_spec", lambda name: None)
+    monkeypatch.setattr(vllm, "is_installed", lambda: False)
+    (comparison,) = against(request(peer=peer), FP32, SMALL)
+    _, row = comparison_rows([comparison.data()])
+    assert row[2] == "not measured"
+    (said,) = warnings({"cores": {"busy": False}, "comparisons": [comparison.data()]})
+    assert "is not installed; `make " in said
+
+
+def test_transformers_is_not_compared_in_a_format_it_emulates_not():
+    for comparison in hf.compare("nano", PrecisionConfig.model_validate("fp8_rollout"), SMALL, 1):
+        assert comparison.data()["not_measured"] == "transformers has no emulated fp8_rollout to compare with"
+
+
+def test_transformers_samples_as_many_tokens_as_are_counted():
+    model = random_model("nano").eval()
+    assert hf.generation(model, SMALL, ragged=False)() == SMALL.rows * SMALL.response
+    with torch.no_grad():  # the first stop token is all it can say: a token a row
+        model.get_output_embeddings().weight.zero_()
+        model.base_model.norm.weight.fill_(1.0)
+    head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
+    head.weight.data.zero_()
+    head.bias.data.fill_(-1e4)
+    head.bias.data[STOPS[0]] = 0.0
+    model.set_output_embeddings(head)
+    assert hf.generation(model, SMALL, ragged=True)() == SMALL.rows
+
+
+def test_a_batch_of_every_format_is_measured_and_the_table_fits_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(report, "Shape", lambda: SMALL)
+    monkeypatch.setenv("COLUMNS", "80")
+    report.bench(request(), as_json=False)
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    for name in ("rollout", "trainer", "rollout fp8_rollout (emulated)"):
+        assert name in said
