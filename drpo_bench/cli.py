@@ -140,6 +140,7 @@ def sync(
     directories: Annotated[list[Path], typer.Argument(help="Experiment folders, results/<name>.")],
 ) -> None:
     """Send to MLflow what it has not received yet."""
+    from drpo_bench.same_run import check_schema
     from drpo_bench.tracking import Sender
     from drpo_bench.tracking.store import check_store, shown, store_uri
 
@@ -147,6 +148,7 @@ def sync(
     for directory, uri in stores.items():
         if not (directory / "runs").is_dir():
             raise UserError(f"{directory}: no runs folder")
+        check_schema(directory)
         check_store(uri)
     everything = True
     for directory, uri in stores.items():

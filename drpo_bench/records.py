@@ -170,6 +170,12 @@ class RunDir:
         except DamagedFile as damage:
             return {"state": "pending", "reason": str(damage)}
 
+    def set_stopped(self) -> None:
+        """Pending, because whoever ran it was stopped; how far it came is still told."""
+        status = self.status()
+        told = () if "phase" in status else ("step", "steps", "accuracy", "seconds")  # of a warm start, nothing
+        self.set_status("pending", reason="stopped", **{key: status[key] for key in told if key in status})
+
     def set_status(self, state: State, **fields: Any) -> None:
         """Replace the status; fields that are not given again are gone, but for the runner's count of attempts.
 

@@ -30,6 +30,17 @@ def check_same_run(run_dir: RunDir, config: RunConfig) -> None:
         return
 
 
+def check_schema(experiment_dir: Path) -> None:
+    """Raise UserError for an experiment's folder of a newer drpo-bench; a damaged experiment.json is no evidence."""
+    path = experiment_dir / "experiment.json"
+    try:
+        schema = read_json(path).get("schema_version", 0) if path.exists() else 0
+    except (DamagedFile, AttributeError):
+        return
+    if schema > SCHEMA_VERSION:
+        raise UserError(f"{path}: written by a newer drpo-bench (schema {schema}, this one knows {SCHEMA_VERSION})")
+
+
 def check_config(path: Path, found: dict[str, Any], config: RunConfig) -> None:
     """Raise UserError where a run's config.json is of another version, or says something else than `config`."""
     check_versions(path, found)

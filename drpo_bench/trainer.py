@@ -297,6 +297,7 @@ class Trainer:
             self.queue.waiting = load_checkpoint(path, state, self.policy, self.optimizer)
             self.step, self.recorder.time_before = state["step"], state["seconds"]
             self.collapse.restore(state["collapse"])
+            print(f"goes on from {path.name}", flush=True)  # noqa: T201
 
 
 def train(config: RunConfig, experiment_dir: Path, cache: Path) -> None:

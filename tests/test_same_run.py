@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from drpo_bench.analysis.load import read_results
+from drpo_bench.cli import app
 from drpo_bench.config import CHECKPOINT_VERSION, NUMERICS_VERSION, SCHEMA_VERSION
 from drpo_bench.errors import UserError
 from drpo_bench.records import RunDir, extent, read_json, write_json
@@ -108,8 +111,11 @@ def test_a_checkpoint_of_another_version_is_refused(version, hint, plan, tmp_pat
 def test_a_folder_of_a_newer_drpo_bench_is_refused(plan, tmp_path):
     begin(plan().runs[0], tmp_path)
     change(tmp_path / "study" / "experiment.json", schema_version=SCHEMA_VERSION + 1)
-    with pytest.raises(UserError, match=r"experiment\.json: written by a newer drpo-bench"):
-        check_folder(plan(), tmp_path)
+    for look in (lambda: check_folder(plan(), tmp_path), lambda: read_results(tmp_path / "study")):
+        with pytest.raises(UserError, match=r"experiment\.json: written by a newer drpo-bench"):
+            look()
+    done = CliRunner().invoke(app, ["sync", str(tmp_path / "study")])
+    assert "written by a newer drpo-bench" in str(done.exception)
 
 
 def test_a_damaged_result_is_to_be_done_again_although_the_summary_has_it(plan, tmp_path):

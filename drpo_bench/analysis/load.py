@@ -14,6 +14,7 @@ from drpo_bench.analysis.csv_rows import CURVE_KEY, CURVES, SUMMARY, csv_text, m
 from drpo_bench.analysis.runs import CURVE_COLUMNS, KEY, SUMMARY_COLUMNS, Row, RunRows, read_run
 from drpo_bench.errors import UserError
 from drpo_bench.records import DONE, RunDir, read_json, write_text
+from drpo_bench.same_run import check_schema
 
 OWNER = "experiment.json"
 DTYPES: dict[type, Any] = {str: "str", int: "Int64", float: "float64"}
@@ -46,6 +47,7 @@ def update_results(directory: Path) -> Results:
 
 def _merge(directory: Path) -> tuple[Results, str, str]:
     """The results, and the texts of the two csv files."""
+    check_schema(directory)
     problems: list[str] = []
     runs = list(_read_runs(directory, problems))
     old = read_rows(directory / SUMMARY, KEY)

@@ -13,7 +13,7 @@ from drpo_bench.analysis.runs import KEY
 from drpo_bench.config import NUMERICS_VERSION, SCHEMA_VERSION, RunConfig, load_run_config
 from drpo_bench.errors import UserError
 from drpo_bench.records import DONE, DamagedFile, RunDir, extent, read_json, remove_leftovers, write_json
-from drpo_bench.same_run import changed_fields, check_same_run
+from drpo_bench.same_run import changed_fields, check_same_run, check_schema
 from drpo_bench.sweep.lock import LOCK, owned
 from drpo_bench.sweep.plan import AXES, Experiment
 
@@ -30,17 +30,16 @@ def check_folder(experiment: Experiment, out: Path) -> None:
         if directory.is_dir() and any(directory.iterdir()):
             raise UserError(f"{directory}: holds files that no experiment wrote ({OWNER} is missing); use --out")
         return
+    check_schema(directory)
     try:
         found = read_json(owner)
-        name, file, schema = found["name"], found["file"], found.get("schema_version", 0)
+        name, file = found["name"], found["file"]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{owner}: not a file that drpo-bench wrote; use --out") from None
-    if schema > SCHEMA_VERSION:
-        raise UserError(f"{owner}: written by a newer drpo-bench (schema {schema}, this one knows {SCHEMA_VERSION})")
     if (name, file) != (experiment.info.name, Path(experiment.source).name):
         raise UserError(
             f"{directory}: holds experiment {name!r} of {file}, not of {Path(experiment.source).name}; "
-            "use --out or another experiment.name"
+            f"name the file {file} again, use --out, or another experiment.name"
         )
     for table, key in ((SUMMARY, KEY), (CURVES, CURVE_KEY)):
         read_rows(directory / table, key)  # or no run could be added to it
@@ -91,7 +90,7 @@ def owned_folder(experiment: Experiment, out: Path, take_over: bool = False) -> 
         for path in directory.glob("runs/*/status.json"):  # what a killed runner left behind
             run_dir = RunDir(path.parent)
             if run_dir.status()["state"] == "running":
-                run_dir.set_status("pending", reason="stopped")
+                run_dir.set_stopped()
         yield directory
 
 

@@ -58,7 +58,7 @@ class Progress:
             return
         self.done += 1
         self.bars.update(self.sweep, completed=self.done)
-        accuracy = f", accuracy {status['accuracy']:.3f}" if status.get("accuracy") is not None else ""
+        accuracy = f", last accuracy {status['accuracy']:.3f}" if status.get("accuracy") is not None else ""
         where = f" at step {status['collapse_step']}" if "collapse_step" in status else ""
         seconds = f", {status['seconds']:.0f} s" if "seconds" in status else ""
         colour = COLOURS.get(state, "white")
@@ -71,9 +71,11 @@ class Progress:
         """Move the bars of the runs under way; one that waits in a queue has none."""
         if self.bars.disable:
             return
+        waiting = 0
         for run in runs:
             status = run_dir_of(run, self.out).status()
             if status["state"] != "running":
+                waiting += 1
                 continue
             if run.run_id not in self.tasks:
                 self.tasks[run.run_id] = self.bars.add_task(run.run_id, total=run.train.steps, note="")
@@ -86,3 +88,4 @@ class Progress:
                 total=status.get("steps", run.train.steps),
                 note=note,
             )
+        self.bars.update(self.sweep, note=f"runs, {waiting} queued" if waiting else "runs")

@@ -60,7 +60,7 @@ def run_all(
             run_dir = run_dir_of(run, out)
             if run_dir.status()["state"] not in DONE:
                 with suppress(OSError):  # a full disk may be what stops us; the next runner sees that nobody runs it
-                    run_dir.set_status("pending", reason="stopped")
+                    run_dir.set_stopped()
         listen(signal.default_int_handler)
         raise
 

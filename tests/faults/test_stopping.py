@@ -34,10 +34,29 @@ def test_ctrl_c_leaves_no_process_and_the_run_goes_on_from_its_checkpoint(execut
     assert gone(sweep, 10), sweep.processes()
     said = sweep.said.read_text()
     assert "Stopped. Run the same command again to resume." in said
+    assert "Traceback" not in said
     (run_dir,) = map(RunDir, sweep.results.glob("runs/*/"))
     assert (run_dir.status()["state"], run_dir.status()["reason"]) == ("pending", "stopped")
     assert launch().process.wait(timeout=240) == 0
     assert differences(quiet, sweep.results) == []
+
+
+def test_ray_stops_its_runs_also_where_a_script_started_the_runner_in_the_background(launch, tmp_path):
+    """A shell without job control has such a process ignore SIGINT, and all its children."""
+    write_sweep(tmp_path, ONE_RUN, steps=400)
+    obeyed = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        sweep = launch(*RAY)
+    finally:
+        signal.signal(signal.SIGINT, obeyed)
+    sweep.wait_for_a_checkpoint()
+    sweep.process.terminate()
+    assert sweep.process.wait(timeout=10) == 130
+    assert gone(sweep, 5), sweep.processes()
+    (run_dir,) = map(RunDir, sweep.results.glob("runs/*/"))
+    status = run_dir.status()
+    assert (status["state"], status["reason"], status["steps"]) == ("pending", "stopped", 400)
+    assert status["step"] >= 2
 
 
 @pytest.mark.parametrize("executor", [RAY, SLURM_LOCAL], ids=lambda options: options[1])

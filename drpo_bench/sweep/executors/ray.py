@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -71,10 +72,12 @@ class RayExecutor:
     def stop(self) -> None:
         import ray
 
-        for task in self.tasks:
-            ray.cancel(task)
-        if self.tasks:
-            ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=STOP_SECONDS)
+        left = list(self.tasks)
+        for force in (False, True):  # at the second time the task's process is killed, and its child ends with it
+            for task in left:
+                ray.cancel(task, force=force)
+            if left:
+                _, left = ray.wait(left, num_returns=len(left), timeout=STOP_SECONDS)
         self.tasks.clear()
 
     def close(self) -> None:
@@ -84,7 +87,11 @@ class RayExecutor:
 
 
 def attempt(order: Order) -> Ending:
-    """The task: train on the node that Ray chose, on the GPUs that it gave."""
+    """The task: train on the node that Ray chose, on the GPUs that it gave.
+
+    `ray.cancel` interrupts it, which a process that a background shell started would ignore.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return run_in_child(replace(order, gpus=os.environ.get("CUDA_VISIBLE_DEVICES")) if order.on_gpu else order)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -100,7 +102,8 @@ class SlurmExecutor:
         self.name = job_name(orders[0].experiment_dir)
         executor = AutoExecutor(folder, self.cluster, slurm_max_num_timeout=TIMEOUTS)
         executor.update_parameters(**job_parameters(self.settings, orders, self.workers))
-        jobs = executor.map_array(SlurmRun(), orders)
+        with quiet_children(folder) if self.cluster == "local" else nullcontext():
+            jobs = executor.map_array(SlurmRun(), orders)
         self.jobs |= {order.run_id: job for order, job in zip(orders, jobs, strict=True)}
 
     def ended(self, seconds: float) -> dict[str, Ending]:
@@ -134,6 +137,20 @@ class SlurmExecutor:
     def close(self) -> None:
         if self.jobs:
             self.stop()
+
+
+@contextmanager
+def quiet_children(folder: Path) -> Iterator[None]:
+    """What processes that start in this block write to standard error goes to a file: submitit's own, interrupted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = os.dup(2)
+    try:
+        with (folder / "submitit.txt").open("ab") as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(ours, 2)
+        os.close(ours)
 
 
 def job_name(experiment_dir: Path) -> str:
