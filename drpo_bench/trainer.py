@@ -83,6 +83,7 @@ class Trainer:
         self.queue = RolloutQueue(self.generate, rollout.lag, config.train.steps)
         self.collapse = CollapseDetector(config.eval.collapse_fraction, config.eval.collapse_patience)
         self.wiring_is_sound = False  # as shown by `explain`
+        self.fresh: tuple[int, int, TokenScores] | None = None  # batch, step and scores of what was sampled last
         self.step = 0  # batches trained on, which is also the policy's version
         try:
             self._write_environment()
@@ -137,6 +138,7 @@ class Trainer:
             with self.timed("mismatch"):
                 old = self.score(batch, replay="R3" if replay == "R3" else "off")
             batch.old_logprobs, batch.old_routes = old.logprobs, old.routes
+            self.fresh = (number, self.step, old) if replay in ("off", "R3") else None
             mismatch = divergence_metrics("mismatch", old.logprobs, batch.mu_logprobs, batch.lengths)
             mismatch |= topk_metrics("mismatch", old.topk_logprobs, batch.topk) | routing_metrics(
                 old.routes, batch.rollouts
@@ -171,7 +173,7 @@ class Trainer:
         measured, prox_logprobs, ref_logprobs = self.is_measured(batch.step), None, None
         if measured or "prox" in config.needs:
             with self.timed("staleness"):
-                prox = self.score(batch)
+                prox = self.score_before(batch)
             assert prox.entropy is not None
             prox_logprobs = prox.logprobs
             record["policy/entropy"] = float(prox.entropy.double().mean())
@@ -194,6 +196,12 @@ class Trainer:
             record |= offpolicy_metrics(after, mu, flat.advantages.cpu(), lengths)
             record |= topk_metrics("offpolicy", scores.topk_logprobs, batch.topk)
         return record
+
+    def score_before(self, batch: RolloutBatch) -> TokenScores:
+        """What the policy says of a batch before its updates: known already where it has just sampled it (lag 0)."""
+        if self.fresh is not None and self.fresh[:2] == (batch.step, self.step):
+            return self.fresh[2]
+        return self.score(batch)
 
     def score(self, batch: RolloutBatch, policy: Policy | None = None, replay: str | None = None) -> TokenScores:
         """What the current policy, or another, says of the batch's response tokens and of mu's top-k at each.

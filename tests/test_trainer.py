@@ -245,3 +245,24 @@ def test_learning_rate_warms_up_linearly_and_a_resumed_run_goes_on(tiny_config, 
     config = tiny_config(train={"steps": 3, "updates_per_batch": 2, "warmup_updates": 4, "lr": 1e-3})
     records = untimed(run(config, tmp_path, warmstart_cache))
     assert [record["optim/lr"] for record in records[1:]] == pytest.approx([5e-4, 1e-3, 1e-3])
+
+
+@pytest.mark.parametrize(("lag", "passes"), [(0, 2), (1, 3)])
+def test_a_batch_that_is_trained_on_at_once_is_scored_once_before(
+    lag, passes, tiny_config, tmp_path, warmstart_cache, monkeypatch
+):
+    """Mismatch and staleness look at the same weights then; the numbers are those of two passes, bit for bit."""
+    config, counted = tiny_config(train={"steps": 3}, rollout={"lag": lag}), []
+    plain = Trainer.score
+
+    def count(self, batch, *arguments, **options):
+        counted.append(batch.step)
+        return plain(self, batch, *arguments, **options)
+
+    monkeypatch.setattr(Trainer, "score", count)
+    train(config, tmp_path / "once", warmstart_cache)
+    assert counted.count(2) == passes
+    monkeypatch.setattr(Trainer, "score_before", plain)
+    train(config, tmp_path / "twice", warmstart_cache)
+    once, twice = (untimed(RunDir(tmp_path / name / "runs" / config.run_id)) for name in ("once", "twice"))
+    assert once == twice
