@@ -121,6 +121,8 @@ def show(report: dict[str, Any]) -> None:
         f"{report['cpu']}, {report['threads']} thread(s); {report['size']}, {report['precision']}; {report['shape']}",
         soft_wrap=True,
     )
+    if "comparisons" in report:
+        console.print(f"Against {report['comparisons'][0]['peer']}; a ratio above 1: we were faster")
     table = Table(box=SIMPLE_HEAD)
     rows = comparison_rows(report["comparisons"]) if "comparisons" in report else alone_rows(report)
     for column in next(rows):
@@ -134,14 +136,15 @@ def show(report: dict[str, Any]) -> None:
 
 def comparison_rows(comparisons: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     """The columns, and a row a comparison."""
-    yield "what", "we", comparisons[0]["peer"], "times as fast", "over turns"
+    unit = "tok/s" if comparisons[0]["by_rate"] else "s"
+    yield "what", f"we, {unit}", f"they, {unit}", "ratio", "over turns"
     for row in comparisons:
         if "not_measured" in row:
             yield row["what"], "", "not measured", "", ""
             continue
         low, high = row["ratio_range"]
         sides = [row[side] for side in ("ours", "theirs")]
-        speeds = [f"{s['tokens_per_s']:,.0f} tok/s" if row["by_rate"] else f"{s['seconds']:.3f} s" for s in sides]
+        speeds = [f"{s['tokens_per_s']:,.0f}" if row["by_rate"] else f"{s['seconds']:.3f}" for s in sides]
         yield row["what"], *speeds, f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}"
 
 
