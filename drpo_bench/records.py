@@ -19,6 +19,7 @@ from drpo_bench.process import this_process
 
 State = Literal["pending", "running", "finished", "collapsed", "failed"]
 DONE: tuple[State, ...] = ("finished", "collapsed")
+EXPERIMENT_FILE = "experiment.json"  # of an experiment's folder: whose it is, which version wrote it, what is planned
 
 
 def write_json(path: Path, data: Any) -> None:

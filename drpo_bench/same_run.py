@@ -16,7 +16,7 @@ from drpo_bench.config import (
     load_run_config,
 )
 from drpo_bench.errors import UserError, explain
-from drpo_bench.records import DamagedFile, RunDir, read_json
+from drpo_bench.records import EXPERIMENT_FILE, DamagedFile, RunDir, read_json
 
 
 def check_same_run(run_dir: RunDir, config: RunConfig) -> None:
@@ -32,7 +32,7 @@ def check_same_run(run_dir: RunDir, config: RunConfig) -> None:
 
 def check_schema(experiment_dir: Path) -> None:
     """Raise UserError for an experiment's folder of a newer drpo-bench; a damaged experiment.json is no evidence."""
-    path = experiment_dir / "experiment.json"
+    path = experiment_dir / EXPERIMENT_FILE
     try:
         schema = read_json(path).get("schema_version", 0) if path.exists() else 0
     except (DamagedFile, AttributeError):

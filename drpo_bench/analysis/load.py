@@ -13,10 +13,9 @@ import pandas as pd
 from drpo_bench.analysis.csv_rows import CURVE_KEY, CURVES, SUMMARY, csv_text, merge_rows, read_rows, row_key
 from drpo_bench.analysis.runs import CURVE_COLUMNS, KEY, SUMMARY_COLUMNS, Row, RunRows, read_run
 from drpo_bench.errors import UserError
-from drpo_bench.records import DONE, RunDir, read_json, write_text
+from drpo_bench.records import DONE, EXPERIMENT_FILE, RunDir, read_json, write_text
 from drpo_bench.same_run import check_schema
 
-OWNER = "experiment.json"
 DTYPES: dict[type, Any] = {str: "str", int: "Int64", float: "float64"}
 
 
@@ -65,7 +64,7 @@ def _merge(directory: Path) -> tuple[Results, str, str]:
     curves = merge_rows(old_curves, [row for run in fresh for row in run.curves], replaced, CURVE_KEY)
     if not summary:
         raise UserError(problems[0] if problems else f"{directory}: no results here: neither runs/ nor {SUMMARY}")
-    owner = read_json(directory / OWNER) if (directory / OWNER).exists() else {}
+    owner = read_json(directory / EXPERIMENT_FILE) if (directory / EXPERIMENT_FILE).exists() else {}
     results = Results(
         directory,
         typed(summary, SUMMARY_COLUMNS, directory / SUMMARY),

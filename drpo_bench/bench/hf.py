@@ -10,9 +10,9 @@ import torch
 from drpo_bench.bench.machine import rollouts
 from drpo_bench.bench.shapes import STOPS, Shape, random_model
 from drpo_bench.bench.timing import Comparison, Work, take_turns
-from drpo_bench.precision import is_native
+from drpo_bench.precision import DTYPES, is_native
 from drpo_bench.precision_configs import PrecisionConfig
-from drpo_bench.rollout.torch_engine import TorchEngine
+from drpo_bench.rollout.torch_engine import TorchEngine, response_lengths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +29,7 @@ def compare(size: str, precision: PrecisionConfig, shape: Shape, repeats: int) -
         return [Comparison(what, None, NAME, not_measured=reason) for what in whats]
     model = random_model(size)
     ours = TorchEngine(model, precision.rollout, device)
-    theirs = copy.deepcopy(model).to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]).eval()
+    theirs = copy.deepcopy(model).to(DTYPES[dtype]).eval()
     comparisons = []
     for what, ragged in zip(whats, (False, True), strict=True):
         measured = take_turns([rollouts(ours, shape, ragged), generation(theirs, shape, ragged)], repeats)
@@ -40,6 +40,7 @@ def compare(size: str, precision: PrecisionConfig, shape: Shape, repeats: int) -
 def generation(model: PreTrainedModel, shape: Shape, ragged: bool) -> Work:
     """One rollout batch by `generate`; only the tokens up to a stop token count."""
     ids = torch.tensor(shape.prompts()).repeat_interleave(shape.group_size, 0)
+    stop_ids = torch.tensor(shape.sampling(ragged).stop_ids, dtype=torch.long)
     options: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     options["pad_token_id"] = STOPS[0]
     if ragged:
@@ -51,11 +52,7 @@ def generation(model: PreTrainedModel, shape: Shape, ragged: bool) -> Work:
     def work() -> int:
         mask = torch.ones_like(ids)
         out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=shape.response, **options)
-        response = out[:, shape.prompt :]
-        if not ragged:
-            return int(response.numel())
-        is_stop = torch.isin(response, torch.tensor(STOPS))
-        lengths = torch.where(is_stop.any(1), is_stop.int().argmax(1) + 1, response.shape[1])
+        lengths, _ = response_lengths(out[:, shape.prompt :], stop_ids)
         return int(lengths.sum())
 
     return work

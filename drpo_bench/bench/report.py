@@ -73,7 +73,7 @@ def measure(request: Request, shape: Shape) -> dict[str, Any]:
         "size": request.size,
         "precision": precision.name,
         "shape": str(shape),
-        "gpu": "not measured: no GPU" if not torch.cuda.is_available() else torch.cuda.get_device_name(0),
+        "gpu": f"not measured: {torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'no GPU'}",
     }
     if request.peer is None:
         return report | alone(request, precision, shape)
@@ -117,8 +117,9 @@ def alone(request: Request, precision: PrecisionConfig, shape: Shape) -> dict[st
 def show(report: dict[str, Any]) -> None:
     """The report as a table."""
     console = Console(highlight=False)
+    precision = report["precision"] + (" (emulated)" if report.get("emulated") else "")
     console.print(
-        f"{report['cpu']}, {report['threads']} thread(s); {report['size']}, {report['precision']}; {report['shape']}",
+        f"{report['cpu']}, {report['threads']} thread(s); {report['size']}, {precision}; {report['shape']}",
         soft_wrap=True,
     )
     if "comparisons" in report:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 VOCABULARY = 200
-STOPS = tuple(range(5))  # of ragged rollouts: a 40th of what random weights sample, so half of the rows end early
+STOPS = tuple(range(5))  # of ragged rollouts: about a 40th of what random weights sample
 
 
 @dataclass(frozen=True)

@@ -91,11 +91,6 @@ def timed(work: Work) -> tuple[float, int]:
     return time.perf_counter() - begin, tokens
 
 
-def measure(work: Work, repeats: int) -> Measured:
-    """One contestant alone, after one repeat that is not counted."""
-    return take_turns([work], repeats)[0]
-
-
 def take_turns(works: Sequence[Work], repeats: int) -> list[Measured]:
     """Every contestant `repeats` times, one after the other, after one round that is not counted."""
     rounds = [[timed(work) for work in works] for _ in range(repeats + 1)][1:]

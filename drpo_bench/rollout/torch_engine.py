@@ -89,9 +89,7 @@ class TorchEngine:
             return chosen, log_probs, torch.isin(chosen, stop_ids)
 
         tokens, logprobs, likeliest, routes = self._decode(prompts, group_size, sampling, choose)
-        is_stop = torch.isin(tokens, stop_ids)
-        stopped = is_stop.any(1)
-        lengths = torch.where(stopped, is_stop.int().argmax(1) + 1, sampling.max_new_tokens)  # to the first stop token
+        lengths, stopped = response_lengths(tokens, stop_ids)
         finished = zip(
             tokens.tolist(), logprobs.cpu(), likeliest.rows(), lengths.tolist(), stopped.tolist(), strict=True
         )
@@ -178,6 +176,13 @@ class TorchEngine:
         if supports(self.model, self.rounding):
             return Qwen3Decoder(self.model, self.rounding)
         return CacheDecoder(self.model, self.rounding.fp8_kv)
+
+
+def response_lengths(tokens: Tensor, stop_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """How far each row of sampled tokens [N, T] counts, to its first stop token, and whether there is one."""
+    is_stop = torch.isin(tokens, stop_ids)
+    stopped = is_stop.any(1)
+    return torch.where(stopped, is_stop.int().argmax(1) + 1, tokens.shape[1]), stopped
 
 
 def sample(logits: Tensor, random: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

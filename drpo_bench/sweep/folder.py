@@ -12,12 +12,19 @@ from drpo_bench.analysis.csv_rows import CURVE_KEY, CURVES, SUMMARY, read_rows
 from drpo_bench.analysis.runs import KEY
 from drpo_bench.config import NUMERICS_VERSION, SCHEMA_VERSION, RunConfig, load_run_config
 from drpo_bench.errors import UserError
-from drpo_bench.records import DONE, DamagedFile, RunDir, extent, read_json, remove_leftovers, write_json
+from drpo_bench.records import (
+    DONE,
+    EXPERIMENT_FILE,
+    DamagedFile,
+    RunDir,
+    extent,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from drpo_bench.same_run import changed_fields, check_same_run, check_schema
 from drpo_bench.sweep.lock import LOCK, owned
 from drpo_bench.sweep.plan import AXES, Experiment
-
-OWNER = "experiment.json"
 
 
 def check_folder(experiment: Experiment, out: Path) -> None:
@@ -25,10 +32,12 @@ def check_folder(experiment: Experiment, out: Path) -> None:
     directory = out / experiment.info.name
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: is a file, not a results folder")
-    owner = directory / OWNER
+    owner = directory / EXPERIMENT_FILE
     if not owner.exists():
         if directory.is_dir() and any(directory.iterdir()):
-            raise UserError(f"{directory}: holds files that no experiment wrote ({OWNER} is missing); use --out")
+            raise UserError(
+                f"{directory}: holds files that no experiment wrote ({EXPERIMENT_FILE} is missing); use --out"
+            )
         return
     check_schema(directory)
     try:
@@ -86,7 +95,7 @@ def owned_folder(experiment: Experiment, out: Path, take_over: bool = False) -> 
         remove_leftovers(directory)
         about: dict[str, Any] = {"file": Path(experiment.source).name, "schema_version": SCHEMA_VERSION}
         about["planned"] = [run.run_id for run in experiment.runs]  # for `status`, before they have directories
-        write_json(directory / OWNER, experiment.info.model_dump() | about)
+        write_json(directory / EXPERIMENT_FILE, experiment.info.model_dump() | about)
         for path in directory.glob("runs/*/status.json"):  # what a killed runner left behind
             run_dir = RunDir(path.parent)
             if run_dir.status()["state"] == "running":

@@ -65,6 +65,7 @@ class Progress:
         self.console.print(
             f"[{self.done}/{self.total}] {run.run_id} [{colour}]{state}[/]{where}{accuracy}{seconds}",
             highlight=False,
+            soft_wrap=True,
         )
 
     def on_poll(self, runs: Sequence[RunConfig]) -> None:

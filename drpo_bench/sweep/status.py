@@ -15,8 +15,7 @@ from drpo_bench.analysis.csv_rows import SUMMARY
 from drpo_bench.console import output
 from drpo_bench.errors import UserError
 from drpo_bench.process import is_alive
-from drpo_bench.records import read_json
-from drpo_bench.sweep.folder import OWNER as EXPERIMENT
+from drpo_bench.records import EXPERIMENT_FILE, read_json
 from drpo_bench.sweep.folder import recorded_runs
 from drpo_bench.sweep.lock import OWNER, read_owner
 from drpo_bench.sweep.run_row import Row, read_row
@@ -94,7 +93,7 @@ def experiment_rows(folder: Path) -> Iterator[Row]:
 def planned(folder: Path, begun: set[str]) -> list[str]:
     """The runs of the last `drpo-bench run` without a directory, and without a result in summary.csv."""
     try:
-        missing = [run_id for run_id in read_json(folder / EXPERIMENT).get("planned", []) if run_id not in begun]
+        missing = [run_id for run_id in read_json(folder / EXPERIMENT_FILE).get("planned", []) if run_id not in begun]
         recorded = recorded_runs(folder / SUMMARY) if missing else set()
     except (UserError, OSError):  # damaged, or not there
         return []

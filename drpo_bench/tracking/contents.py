@@ -9,7 +9,7 @@ from typing import Any
 
 from drpo_bench import __version__
 from drpo_bench.config import flat_items
-from drpo_bench.records import DamagedFile, RunDir, State, read_json
+from drpo_bench.records import EXPERIMENT_FILE, DamagedFile, RunDir, State, read_json
 
 TIME = "time_s"  # in every record, so its history in MLflow tells which records have arrived
 METRICS_A_REQUEST = 1000  # the server's limits
@@ -58,7 +58,7 @@ def params(config: dict[str, Any]) -> dict[str, str]:
 def experiment_tags(directory: Path) -> dict[str, str]:
     """Tags of the experiment and of the parent run: question, version, command."""
     tags = {"drpo_bench.version": __version__}
-    about = optional_json(directory / "experiment.json")
+    about = optional_json(directory / EXPERIMENT_FILE)
     if about.get("question"):
         tags["question"] = about["question"]
     owner = optional_json(directory / "runner.json")  # there while a runner is at work

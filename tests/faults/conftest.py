@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tests.faults.sweeps import Sweep
+from tests.faults.sweeps import Sweep, started_sweeps
 from tests.faults.tools import TWO_RUNS, cli, end_state, write_sweep
 
 
@@ -31,12 +31,5 @@ def undisturbed_sweep(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Callable[..., Sweep]]:
     """Start `small.toml` of the test's folder."""
-    sweeps: list[Sweep] = []
-
-    def start(*options: str, **changes: str) -> Sweep:
-        sweeps.append(Sweep(tmp_path, *options, **changes))
-        return sweeps[-1]
-
-    yield start
-    for sweep in sweeps:
-        sweep.end()
+    with started_sweeps(tmp_path) as start:
+        yield start

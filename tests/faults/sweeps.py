@@ -7,7 +7,8 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -79,6 +80,20 @@ class Sweep:
             self.process.wait()
         for process in self.processes():
             process.kill()
+
+
+@contextmanager
+def started_sweeps(folder: Path) -> Iterator[Callable[..., Sweep]]:
+    """A function that starts `small.toml` of a folder; what it started is gone after the block."""
+    sweeps: list[Sweep] = []
+
+    def start(*options: str, **changes: str) -> Sweep:
+        sweeps.append(Sweep(folder, *options, **changes))
+        return sweeps[-1]
+
+    yield start
+    for sweep in sweeps:
+        sweep.end()
 
 
 def gone(sweep: Sweep, seconds: float) -> bool:

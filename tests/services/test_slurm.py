@@ -7,13 +7,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drpo_bench.records import RunDir
-from tests.faults.sweeps import Sweep, gone
+from tests.faults.sweeps import Sweep, gone, started_sweeps
 from tests.faults.tools import (
     ONE_RUN,
     TWO_RUNS,
@@ -48,15 +49,8 @@ def slurm() -> Iterator[SlurmCluster]:
 @pytest.fixture
 def launch(tmp_path: Path, slurm: SlurmCluster) -> Iterator[Callable[..., Sweep]]:
     """Start `small.toml` of the test's folder as jobs."""
-    sweeps: list[Sweep] = []
-
-    def start(*options: str) -> Sweep:
-        sweeps.append(Sweep(tmp_path, "--executor", "slurm", *options, **slurm.environment))
-        return sweeps[-1]
-
-    yield start
-    for sweep in sweeps:
-        sweep.end()
+    with started_sweeps(tmp_path) as start:
+        yield partial(start, "--executor", "slurm", **slurm.environment)
 
 
 def quiet(folder: Path, axes: str) -> dict[str, Any]:

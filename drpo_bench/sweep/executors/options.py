@@ -69,15 +69,14 @@ class ExecutorOptions:
         """
         if self.workers or self.elsewhere:
             return self.workers or len(runs)
-        threads = max(run.runtime.threads for run in runs)
-        room = len(available_cores()) // threads
+        room = len(available_cores()) // most_threads(runs)
         if any(map(on_gpu, runs)):
             room = int(len(visible_gpus()) / (self.gpus_per_run or 1))
         return max(1, min(len(runs), room))
 
     def warnings(self, runs: Sequence[RunConfig]) -> list[str]:
         """What will be slower than it need be."""
-        threads, cores = max(run.runtime.threads for run in runs), len(available_cores())
+        threads, cores = most_threads(runs), len(available_cores())
         if self.elsewhere or (self.workers or 1) * threads <= cores or any(map(on_gpu, runs)):
             return []
         asked = f"runtime.threads = {threads}" + (f" and --workers {self.workers}" if self.workers else "")
@@ -85,19 +84,23 @@ class ExecutorOptions:
 
     def make(self, runs: Sequence[RunConfig]) -> Executor:
         """The executor, its cluster reached. Raises UserError."""
-        workers = self.simultaneous(runs)
+        workers, threads, on_gpus = self.simultaneous(runs), most_threads(runs), any(map(on_gpu, runs))
         if self.name == "ray":
             from drpo_bench.sweep.executors.ray import RayExecutor
 
-            gpus = (self.gpus_per_run or 1) if any(map(on_gpu, runs)) else 0
-            return RayExecutor(workers, self.address, max(run.runtime.threads for run in runs), gpus)
+            return RayExecutor(workers, self.address, threads, (self.gpus_per_run or 1) if on_gpus else 0)
         if self.name == "slurm":
             from drpo_bench.sweep.executors.slurm import SlurmExecutor
 
-            return SlurmExecutor(runs, workers, self.slurm)
+            return SlurmExecutor(workers, self.slurm, len(runs), threads, on_gpus)
         from drpo_bench.sweep.executors.local import LocalExecutor
 
-        return LocalExecutor(workers, visible_gpus() if any(map(on_gpu, runs)) else ())
+        return LocalExecutor(workers, visible_gpus() if on_gpus else ())
+
+
+def most_threads(runs: Sequence[RunConfig]) -> int:
+    """Of any of the runs."""
+    return max(run.runtime.threads for run in runs)
 
 
 def on_gpu(run: RunConfig) -> bool:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from drpo_bench.config import RunConfig, content_hash
+from drpo_bench.config import content_hash
 from drpo_bench.errors import UserError, did_you_mean
 from drpo_bench.sweep.executors.base import Ending
 from drpo_bench.sweep.executors.child import run_in_child
@@ -80,8 +80,8 @@ def check_settings(settings: Sequence[str]) -> None:
 class SlurmExecutor:
     """An array job a submission; the first holds all runs, later ones those that are tried again."""
 
-    def __init__(self, runs: Sequence[RunConfig], workers: int, settings: Sequence[str]) -> None:
-        """Raises UserError where Slurm would not take the runs."""
+    def __init__(self, workers: int, settings: Sequence[str], runs: int, threads: int, on_gpu: bool) -> None:
+        """So many runs, each with so many threads at most. Raises UserError where Slurm would not take them."""
         self.settings = DEFAULTS | parse_settings(settings)
         self.cluster = self.settings.pop("cluster", "slurm")
         self.workers = workers
@@ -90,8 +90,7 @@ class SlurmExecutor:
         self.name: str | None = None  # of all jobs of the folder, those of a runner that was killed among them
         self.queue = SlurmQueue()
         if self.cluster == "slurm":
-            threads, on_gpu = max(run.runtime.threads for run in runs), runs[0].runtime.device == "cuda"
-            check_submission(self.settings, min(len(runs), ARRAY_SIZE), threads, on_gpu)
+            check_submission(with_needs(self.settings, threads, on_gpu), min(runs, ARRAY_SIZE))
 
     def submit(self, orders: Sequence[Order]) -> None:
         from submitit import AutoExecutor
@@ -158,11 +157,15 @@ def job_name(experiment_dir: Path) -> str:
     return f"{experiment_dir.name}-{content_hash(str(experiment_dir.resolve()))[:8]}"
 
 
-def check_submission(settings: Mapping[str, Any], jobs: int, threads: int, on_gpu: bool) -> None:
+def with_needs(settings: Mapping[str, Any], threads: int, on_gpu: bool) -> dict[str, Any]:
+    """The settings, and where they do not say it, what a run needs."""
+    chosen = {"cpus_per_task": threads} | dict(settings)
+    return chosen if not on_gpu or GPU_KEYS & chosen.keys() else chosen | {"gpus_per_node": 1}
+
+
+def check_submission(settings: Mapping[str, Any], jobs: int) -> None:
     """Raise UserError where sbatch refuses: a partition, an account or a limit that this cluster has not."""
-    options = {"cpus_per_task": threads} | {key: v for key, v in settings.items() if key not in OF_SUBMITIT}
-    if on_gpu and not GPU_KEYS & options.keys():
-        options["gpus_per_node"] = 1
+    options = {key: value for key, value in settings.items() if key not in OF_SUBMITIT}
     flags = [f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}") for key, value in options.items()]
     command = ["sbatch", "--test-only", "--parsable", f"--array=0-{jobs - 1}", "--wrap=true", *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -172,12 +175,9 @@ def check_submission(settings: Mapping[str, Any], jobs: int, threads: int, on_gp
 
 def job_parameters(settings: Mapping[str, Any], orders: Sequence[Order], workers: int) -> dict[str, Any]:
     """submitit's parameters of an array: the settings, and for the rest what the runs need."""
-    chosen = dict(settings)
-    chosen.setdefault("cpus_per_task", max(order.threads for order in orders))
+    chosen = with_needs(settings, max(order.threads for order in orders), any(order.on_gpu for order in orders))
     # From Slurm 22.05 on srun does not take it over from the job, and would bind all threads to one core.
     chosen["srun_args"] = [f"--cpus-per-task={chosen['cpus_per_task']}", *chosen.get("srun_args", [])]
-    if any(order.on_gpu for order in orders) and not GPU_KEYS & chosen.keys():
-        chosen["gpus_per_node"] = 1
     chosen["job_name"] = job_name(orders[0].experiment_dir)
     shared = {"timeout_min": chosen.pop("time")}  # names that submitit's local executor knows too
     shared |= {key: chosen.pop(key) for key in ("cpus_per_task", "gpus_per_node") if isinstance(chosen.get(key), int)}
