@@ -1,71 +1,87 @@
-"""From a rollout batch to minibatches and padded micro-batches, and the weights of their tokens."""
+"""From a rollout batch to minibatches and micro-batches, and the weights of their tokens."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from drpo_bench.packed.layout import Packed, pack
 from drpo_bench.types import Rollout
 
 PAD_ID = 0  # any id will do: padding is on the right and causal attention never looks there
 
 
 @dataclass(frozen=True)
-class PaddedBatch:
-    """Rollouts padded on the right for one forward pass.
+class MicroBatch:
+    """Rollouts of one forward pass, packed or padded as the model takes them.
 
-    `input_ids` [B, T] are prompt and response without the last token, which predicts nothing;
-    `gather` [N] indexes the flattened [B * T] positions that predict the response tokens;
-    `targets` [N] are those tokens; `rollout_index` [N] says whose they are; `flat` [N] are their
-    places among all response tokens of the rollout batch, in its order; `order` the rollouts of the rows.
+    `targets` [N] are their response tokens, row by row; `rollout_index` [N] says whose they are among all rollouts of
+    the batch, `flat` [N] where they stand among all its response tokens, in its order; `order` names the rows.
     """
 
-    input_ids: Tensor
-    gather: Tensor
+    rollouts: tuple[Rollout, ...]
     targets: Tensor
     rollout_index: Tensor
     flat: Tensor
     order: tuple[int, ...]
 
+    @cached_property
+    def packed(self) -> Packed:
+        """The tokens one after the other, each prompt once."""
+        return pack(self.rollouts, self.targets.device)
 
-def pad_rollouts(rollouts: Sequence[Rollout], order: Sequence[int], device: torch.device) -> PaddedBatch:
-    """Pad the rollouts named by `order`, keeping that order."""
+    @property
+    def input_ids(self) -> Tensor:
+        """[B, T], padded on the right: prompt and response without the last token, which predicts nothing."""
+        return self._padded[0]
+
+    @property
+    def gather(self) -> Tensor:
+        """[N], the flattened [B * T] positions that predict the targets."""
+        return self._padded[1]
+
+    @cached_property
+    def _padded(self) -> tuple[Tensor, Tensor]:
+        width = max(len(rollout.prompt_ids) + len(rollout.response_ids) for rollout in self.rollouts) - 1
+        input_ids = np.full((len(self.rollouts), width), PAD_ID, dtype=np.int64)
+        gather = []
+        for row, rollout in enumerate(self.rollouts):
+            ids = rollout.prompt_ids + rollout.response_ids
+            input_ids[row, : len(ids) - 1] = ids[:-1]
+            first = row * width + len(rollout.prompt_ids) - 1
+            gather.append(np.arange(first, first + len(rollout.response_ids)))
+        device = self.targets.device
+        return torch.from_numpy(input_ids).to(device), torch.from_numpy(np.concatenate(gather)).to(device)
+
+
+def micro_batch(rollouts: Sequence[Rollout], order: Sequence[int], device: torch.device) -> MicroBatch:
+    """The rollouts named by `order`, in that order."""
     starts = np.concatenate([[0], np.cumsum([len(r.response_ids) for r in rollouts])])
-    width = max(len(rollouts[i].prompt_ids) + len(rollouts[i].response_ids) for i in order) - 1
-    input_ids = np.full((len(order), width), PAD_ID, dtype=np.int64)
-    gather, targets, owners, flat = [], [], [], []
-    for row, index in enumerate(order):
-        rollout = rollouts[index]
-        ids, length = rollout.prompt_ids + rollout.response_ids, len(rollout.response_ids)
-        input_ids[row, : len(ids) - 1] = ids[:-1]
-        first = row * width + len(rollout.prompt_ids) - 1
-        gather.append(np.arange(first, first + length))
-        targets.append(np.asarray(rollout.response_ids))
-        owners.append(np.full(length, index))
-        flat.append(np.arange(starts[index], starts[index] + length))
+    rows = tuple(rollouts[index] for index in order)
+    lengths = [len(rollout.response_ids) for rollout in rows]
 
-    def tensor(parts: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts)).to(device)
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(device)
 
-    return PaddedBatch(
-        torch.from_numpy(input_ids).to(device),
-        tensor(gather),
-        tensor(targets),
-        tensor(owners),
-        tensor(flat),
+    return MicroBatch(
+        rows,
+        tensor(np.concatenate([np.asarray(rollout.response_ids) for rollout in rows])),
+        tensor(np.repeat(np.asarray(order), lengths)),
+        tensor(np.concatenate([np.arange(starts[index], starts[index + 1]) for index in order])),
         tuple(order),
     )
 
 
 def micro_batches(
     rollouts: Sequence[Rollout], indices: Sequence[int], max_tokens: int, device: torch.device
-) -> Iterator[PaddedBatch]:
-    """Split `indices` into padded micro-batches of at most `max_tokens` positions, similar lengths together.
+) -> Iterator[MicroBatch]:
+    """Split `indices` into micro-batches of at most `max_tokens` positions, similar lengths together.
 
     Rollouts stay whole; a single one that is longer than the budget travels alone. The split never
     changes the gradient, since the weights of the tokens are fixed beforehand.
@@ -74,11 +90,11 @@ def micro_batches(
     pending: list[int] = []
     for index in sorted(indices, key=lambda i: (length[i], i)):
         if pending and (len(pending) + 1) * length[index] > max_tokens:
-            yield pad_rollouts(rollouts, pending, device)
+            yield micro_batch(rollouts, pending, device)
             pending = []
         pending.append(index)
     if pending:
-        yield pad_rollouts(rollouts, pending, device)
+        yield micro_batch(rollouts, pending, device)
 
 
 def minibatch_groups(num_groups: int, num_minibatches: int, seed: int, step: int) -> list[list[int]]:

@@ -20,7 +20,7 @@ from drpo_bench.rollout_configs import RolloutConfig
 from drpo_bench.task_configs import ArithmeticConfig, Frozen, TaskConfig
 
 SCHEMA_VERSION = 1  # of config.json: raised when a field changes its name or meaning
-NUMERICS_VERSION = 3  # of the numbers: raised when the same config gives other results than before
+NUMERICS_VERSION = 4  # of the numbers: raised when the same config gives other results than before
 CHECKPOINT_VERSION = 2  # of what a run resumes from: raised when its files change
 
 SIZES = ("nano", "micro", "mini", "small")

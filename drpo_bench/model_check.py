@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from drpo_bench.limits import changes_logits
-from drpo_bench.models import head_logits, response_logits
+from drpo_bench.models import head_logits, padded_logits
 from drpo_bench.rollout.decoder import CacheDecoder, left_padded
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def differs(ours: Tensor, expected: Tensor) -> bool:
 def logits_of(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Logits [B, T, V] as the trainer computes them."""
     rows, width = ids.shape
-    return response_logits(model, ids, torch.arange(rows * width, device=ids.device)).view(rows, width, -1)
+    return padded_logits(model, ids, torch.arange(rows * width, device=ids.device)).view(rows, width, -1)
 
 
 def cached_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from drpo_bench import precision, precision_fp8
 from drpo_bench.architectures import architecture_config
+from drpo_bench.batching import MicroBatch
 from drpo_bench.config import ModelConfig
+from drpo_bench.packed.qwen3 import hidden_states
+from drpo_bench.qwen3 import is_hooked, is_plain_qwen3
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -64,7 +67,17 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, direc
     tokenizer.save_pretrained(directory)
 
 
-def response_hidden(model: PreTrainedModel, input_ids: Tensor, gather: Tensor) -> Tensor:
+def response_hidden(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    """What the head reads, [N, H], where it predicts the response tokens of the micro-batch.
+
+    A plain Qwen3 on a CPU computes no padding and each prompt once; anything else its own padded forward pass.
+    """
+    if model.device.type == "cpu" and is_plain_qwen3(model) and not is_hooked(model):
+        return hidden_states(model, batch.packed)[batch.packed.gather]
+    return padded_hidden(model, batch.input_ids, batch.gather)
+
+
+def padded_hidden(model: PreTrainedModel, input_ids: Tensor, gather: Tensor) -> Tensor:
     """What the head reads, [N, H], at the flattened positions `gather` of right-padded `input_ids` [B, T].
 
     Only the positions asked for will reach the head. No attention mask: padding stands on the right,
@@ -74,9 +87,9 @@ def response_hidden(model: PreTrainedModel, input_ids: Tensor, gather: Tensor) -
     return hidden.flatten(0, 1)[gather]  # type: ignore[no-any-return]
 
 
-def response_logits(model: PreTrainedModel, input_ids: Tensor, gather: Tensor) -> Tensor:
+def padded_logits(model: PreTrainedModel, input_ids: Tensor, gather: Tensor) -> Tensor:
     """float32 logits [N, V] at the flattened positions `gather` of right-padded `input_ids` [B, T]."""
-    return head_logits(model, response_hidden(model, input_ids, gather))
+    return head_logits(model, padded_hidden(model, input_ids, gather))
 
 
 def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:

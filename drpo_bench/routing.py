@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from drpo_bench.batching import PaddedBatch
+from drpo_bench.batching import MicroBatch
 
 
 def routers(model: nn.Module) -> list[nn.Module]:
@@ -100,7 +100,7 @@ def routing(found: Sequence[nn.Module], replay: Tensor | None = None) -> Iterato
             del router.forward  # the class's own again
 
 
-def padded_routes(routes: Sequence[Tensor] | None, padded: PaddedBatch) -> Tensor | None:
+def padded_routes(routes: Sequence[Tensor] | None, padded: MicroBatch) -> Tensor | None:
     """Routes of each rollout [its positions, layers, experts] as those of the padded positions [B * T, ...].
 
     Padding takes experts 0, 1, ...: whatever they compute there, nobody reads it.
@@ -115,7 +115,7 @@ def padded_routes(routes: Sequence[Tensor] | None, padded: PaddedBatch) -> Tenso
     return filled.flatten(0, 1).to(padded.input_ids.device)
 
 
-def unpadded_routes(routes: Tensor, padded: PaddedBatch, lengths: Sequence[int]) -> list[Tensor]:
+def unpadded_routes(routes: Tensor, padded: MicroBatch, lengths: Sequence[int]) -> list[Tensor]:
     """The reverse: routes [B * T, layers, experts] to those of each rollout of the batch, in the order of its rows."""
     rows = routes.cpu().unflatten(0, padded.input_ids.shape)
     return [row[:length].clone() for row, length in zip(rows, lengths, strict=True)]

@@ -34,7 +34,7 @@ def score(
     routes: dict[int, Tensor] = {}
     for batch in micro_batches(rollouts, range(len(rollouts)), max_tokens, policy.device):
         with routing(routers(policy.model), padded_routes(replay, batch)) as recorder:
-            hidden = response_hidden(policy.model, batch.input_ids, batch.gather)
+            hidden = response_hidden(policy.model, batch)
         if (chosen := recorder.take()) is not None:
             lengths = [len(rollouts[i].prompt_ids) + len(rollouts[i].response_ids) - 1 for i in batch.order]
             routes |= zip(batch.order, unpadded_routes(chosen, batch, lengths), strict=True)

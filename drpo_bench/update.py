@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from drpo_bench.advantages import group_advantages
-from drpo_bench.batching import PaddedBatch, micro_batches, minibatch_groups, token_weights
+from drpo_bench.batching import MicroBatch, micro_batches, minibatch_groups, token_weights
 from drpo_bench.config import RunConfig
 from drpo_bench.head import score_tokens
 from drpo_bench.losses import Loss
@@ -99,8 +99,8 @@ class Updater:
             weights[members] = token_weights(lengths[members], train.aggregation, horizon)
             weights = weights.to(self.policy.device)
             selected = self.select(members, weights, number) if self.loss.scope == "minibatch" else None
-            for padded in self.micro_batches(self.with_gradient(members)):
-                self.backward(padded, weights, selected)
+            for part in self.micro_batches(self.with_gradient(members)):
+                self.backward(part, weights, selected)
             steps.append(self.optimizer.step())
         anchor = self.flat.mu_logprobs if train.anchor == "mu" else getattr(self.flat, f"{train.anchor}_logprobs")
         measured = weight_metrics(self.gradients, self.logprobs, anchor, self.flat.mu_logprobs, self.flat.advantages)
@@ -113,8 +113,8 @@ class Updater:
             return members
         return [index for index in members if self.advantages[index] != 0]
 
-    def micro_batches(self, members: Sequence[int]) -> list[PaddedBatch]:
-        """Whole rollouts, padded, within the token budget."""
+    def micro_batches(self, members: Sequence[int]) -> list[MicroBatch]:
+        """Whole rollouts within the token budget."""
         return list(micro_batches(self.batch.rollouts, members, self.train.microbatch_tokens, self.policy.device))
 
     @torch.no_grad()
@@ -124,26 +124,26 @@ class Updater:
         whole = concatenate([tokens for _, tokens in parts])
         seed = (self.config.seed * 1_000_003 + self.batch.step) * 1_000_003 + minibatch
         selected = torch.zeros_like(self.flat.mu_logprobs, dtype=torch.bool)
-        selected[torch.cat([padded.flat for padded, _ in parts])] = self.loss.select(whole, seed)
+        selected[torch.cat([part.flat for part, _ in parts])] = self.loss.select(whole, seed)
         return selected
 
-    def backward(self, padded: PaddedBatch, weights: Tensor, selected: Tensor | None) -> None:
+    def backward(self, part: MicroBatch, weights: Tensor, selected: Tensor | None) -> None:
         """Add a micro-batch's gradient to the policy's.
 
         The loss is differentiated with respect to pi's logprobs first: so each token's gradient is measured, with the
         same code for every loss.
         """
-        tokens, entropy = self.forward(padded, weights)
+        tokens, entropy = self.forward(part, weights)
         leaf = tokens.logprobs.detach().requires_grad_()
-        at_leaf = replace(tokens, logprobs=leaf, selected=None if selected is None else selected[padded.flat])
+        at_leaf = replace(tokens, logprobs=leaf, selected=None if selected is None else selected[part.flat])
         losses, multiplier = self.loss.with_multiplier(at_leaf)
         if multiplier is not None:
             self.multipliers.append(multiplier)
         if broken := int((~torch.isfinite(losses)).sum()):
             raise NonFinite(f"the loss of {broken} of {len(losses)} tokens is not finite")
         (grad,) = torch.autograd.grad((tokens.weights * losses).sum(), leaf)
-        self.gradients[padded.flat] = -grad / tokens.weights
-        self.logprobs[padded.flat] = leaf.detach()
+        self.gradients[part.flat] = -grad / tokens.weights
+        self.logprobs[part.flat] = leaf.detach()
         if tokens.ref_logprobs is not None:
             divergence = self.train.kl_coef * kl_k3(tokens.ref_logprobs, leaf)  # KL(pi || ref) on samples of pi
             grad = grad + torch.autograd.grad((tokens.weights * divergence).sum(), leaf)[0]
@@ -153,19 +153,19 @@ class Updater:
         torch.autograd.backward(outputs, [g * self.optimizer.loss_scale for g in grads])
         self.policy.gather_gradients()
 
-    def forward(self, padded: PaddedBatch, weights: Tensor) -> tuple[Tokens, Tensor | None]:
+    def forward(self, part: MicroBatch, weights: Tensor) -> tuple[Tokens, Tensor | None]:
         """The tokens of a micro-batch under the current policy and, where it is trained on, their entropy."""
-        flat = self.flat.at(padded.flat)
-        with routing(routers(self.policy.model), padded_routes(self.routes, padded)):
-            hidden = response_hidden(self.policy.model, padded.input_ids, padded.gather)
+        flat = self.flat.at(part.flat)
+        with routing(routers(self.policy.model), padded_routes(self.routes, part)):
+            hidden = response_hidden(self.policy.model, part)
         temperature, entropy = self.config.rollout.temperature, self.train.entropy_coef > 0
-        scores = score_tokens(self.policy.model, hidden, padded.targets, temperature, flat.topk_ids, entropy)
+        scores = score_tokens(self.policy.model, hidden, part.targets, temperature, flat.topk_ids, entropy)
         tokens = Tokens(
             logprobs=scores.logprobs,
             mu_logprobs=flat.mu_logprobs,
             advantages=flat.advantages,
-            rollout_index=padded.rollout_index,
-            weights=weights[padded.rollout_index],
+            rollout_index=part.rollout_index,
+            weights=weights[part.rollout_index],
             old_logprobs=flat.old_logprobs,
             prox_logprobs=flat.prox_logprobs,
             ref_logprobs=flat.ref_logprobs,

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from drpo_bench.batching import PaddedBatch, pad_rollouts
+from drpo_bench.batching import MicroBatch, micro_batch
 from drpo_bench.config import RunConfig, canonical
 from drpo_bench.evaluate import accuracy
 from drpo_bench.manifest import damage, describe_files
-from drpo_bench.models import build_model, response_logits, save_model, wrap_tokenizer
+from drpo_bench.models import build_model, head_logits, response_hidden, save_model, wrap_tokenizer
 from drpo_bench.records import DamagedFile, append_record, read_json, sync_file, write_json, write_text
 from drpo_bench.rollout.engine import Sampling
 from drpo_bench.rollout.torch_engine import TorchEngine
@@ -101,7 +101,7 @@ def train_warmstart(config: RunConfig, directory: Path, report: Report) -> None:
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * min(1.0, step / max(1, settings.warmup_steps))
         batch = solutions(task, codec, config.seed, step, settings.batch_size, device)
-        loss = F.cross_entropy(response_logits(model, batch.input_ids, batch.gather), batch.targets)
+        loss = F.cross_entropy(head_logits(model, response_hidden(model, batch)), batch.targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -125,7 +125,7 @@ def train_warmstart(config: RunConfig, directory: Path, report: Report) -> None:
     write_json(directory / DESCRIPTION, canonical(fields) | result)
 
 
-def solutions(task: Task, codec: TextCodec, seed: int, step: int, count: int, device: torch.device) -> PaddedBatch:
+def solutions(task: Task, codec: TextCodec, seed: int, step: int, count: int, device: torch.device) -> MicroBatch:
     """A batch of worked solutions, each with its stop token; a pure function of (seed, step)."""
     problems = [task.problem("warmstart", seed, (step - 1) * count + i) for i in range(count)]
     prompts = codec.encode([problem.prompt for problem in problems])
@@ -135,4 +135,4 @@ def solutions(task: Task, codec: TextCodec, seed: int, step: int, count: int, de
         Rollout(i, prompt, answer + codec.stop_ids[:1], none, False, 0)
         for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
     ]
-    return pad_rollouts(rollouts, range(count), device)
+    return micro_batch(rollouts, range(count), device)

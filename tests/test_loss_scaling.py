@@ -9,7 +9,7 @@ import torch
 
 from drpo_bench.checkpoint import load_checkpoint
 from drpo_bench.config import ModelConfig, TrainConfig
-from drpo_bench.models import Policy, build_model, response_logits
+from drpo_bench.models import Policy, build_model, padded_logits
 from drpo_bench.optim import LossScaler, Optimizer
 from drpo_bench.records import RunDir, read_json
 from drpo_bench.trainer import Trainer
@@ -35,7 +35,7 @@ def backward(policy: Policy, weight: float, scale: float) -> torch.Tensor:
     seen = []
     block = policy.model.base_model.layers[0]
     handle = block.register_forward_hook(lambda *call: call[2].register_hook(seen.append) and None, prepend=True)
-    logprobs = response_logits(policy.model, torch.arange(24).reshape(2, 12) + 4, torch.arange(24)).log_softmax(-1)
+    logprobs = padded_logits(policy.model, torch.arange(24).reshape(2, 12) + 4, torch.arange(24)).log_softmax(-1)
     logprobs[:, 5].backward(torch.full((24,), weight * scale))
     policy.gather_gradients()
     handle.remove()

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from drpo_bench.config import SIZES, ModelConfig
-from drpo_bench.models import build_model, load_weights, response_logits
+from drpo_bench.models import build_model, load_weights, padded_logits
 from drpo_bench.sweep.cost import PARAMETERS
 
 
@@ -35,7 +35,7 @@ def test_gathered_logits_are_those_of_the_whole_model_and_padding_changes_nothin
     ids = torch.arange(10)[None] + 4
     whole = model(input_ids=ids).logits[0]
     padded = torch.cat([ids, torch.zeros(1, 5, dtype=torch.long)], dim=1)
-    torch.testing.assert_close(response_logits(model, padded, torch.tensor([3, 9])), whole[[3, 9]])
+    torch.testing.assert_close(padded_logits(model, padded, torch.tensor([3, 9])), whole[[3, 9]])
 
 
 def test_a_checkpoint_without_a_weight_is_an_error_and_never_random(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from drpo_bench import precision
 from drpo_bench.config import ModelConfig
-from drpo_bench.models import Policy, build_model, response_logits
+from drpo_bench.models import Policy, build_model, padded_logits
 
 CPU = torch.device("cpu")
 
@@ -100,7 +100,7 @@ def model():
 
 def logits_of(model) -> torch.Tensor:
     ids = torch.arange(24).reshape(2, 12) + 4
-    return response_logits(model, ids, torch.arange(24))
+    return padded_logits(model, ids, torch.arange(24))
 
 
 @pytest.mark.parametrize(("dtype", "low", "high"), [("bf16", 1e-4, 0.1), ("fp16", 1e-5, 0.01)])
@@ -168,7 +168,7 @@ def test_emulated_bf16_is_as_far_from_fp32_as_the_hardwares(model, monkeypatch):
     def measure(dtype: str, native: bool) -> tuple[torch.Tensor, torch.Tensor]:
         monkeypatch.setattr(precision, "is_native", lambda dtype, device: dtype == "fp32" or native)
         policy = Policy(copy.deepcopy(sharp), dtype, CPU)
-        logprobs = response_logits(policy.model, ids, torch.arange(ids.numel())).log_softmax(-1)
+        logprobs = padded_logits(policy.model, ids, torch.arange(ids.numel())).log_softmax(-1)
         chosen = logprobs.gather(-1, ids.flatten()[:, None]).squeeze(1)
         (chosen * signs).mean().backward()
         policy.gather_gradients()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from drpo_bench import precision
 from drpo_bench.config import MIXTURES, ModelConfig
-from drpo_bench.models import Policy, build_model, response_logits
+from drpo_bench.models import Policy, build_model, padded_logits
 from drpo_bench.precision import quantise_e4m3
 from drpo_bench.precision_configs import RolloutPrecision
 from drpo_bench.precision_experts import compute_experts_with, expert_modules, quantised_input_product
@@ -105,7 +105,7 @@ def test_emulated_bf16_rounds_what_goes_into_the_experts_and_out_of_them(model, 
     experts = expert_modules(emulated.model)[0]
     experts.register_forward_hook(lambda module, args, output: seen.extend([args[0], output]))
     with torch.no_grad():
-        logits = [response_logits(m, ids, torch.arange(24)) for m in (model, native.model, emulated.model)]
+        logits = [padded_logits(m, ids, torch.arange(24)) for m in (model, native.model, emulated.model)]
     assert all(torch.equal(values, precision.round_to(values, "bf16")) for values in seen)
     exact, real, ours = logits
     assert 1e-4 < (ours - exact).abs().mean() < 2 * (real - exact).abs().mean()

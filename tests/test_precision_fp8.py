@@ -10,7 +10,7 @@ from torch import nn
 
 from drpo_bench import precision, precision_fp8
 from drpo_bench.config import ModelConfig
-from drpo_bench.models import Policy, build_model, response_logits
+from drpo_bench.models import Policy, build_model, padded_logits
 from drpo_bench.precision_fp8 import Fp8Linear, quantise_slices
 
 CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ def model():
 
 def logits_and_gradient(policy: Policy) -> tuple[torch.Tensor, torch.Tensor]:
     ids = torch.arange(30).reshape(2, 15) + 4
-    logits = response_logits(policy.model, ids, torch.arange(30))
+    logits = padded_logits(policy.model, ids, torch.arange(30))
     logits.log_softmax(-1)[:, 5].sum().backward()
     policy.gather_gradients()
     gradient = torch.cat([p.grad.flatten() for p in policy.master.parameters()])

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from drpo_bench.architectures import ACTIVE, EXPERTS
-from drpo_bench.batching import pad_rollouts
+from drpo_bench.batching import micro_batch
 from drpo_bench.config import MIXTURES, ModelConfig
 from drpo_bench.metrics import routing_metrics
-from drpo_bench.models import Policy, build_model, response_logits
+from drpo_bench.models import Policy, build_model, padded_logits
 from drpo_bench.precision_configs import PrecisionConfig
 from drpo_bench.rollout.engine import Sampling, sample_seeds
 from drpo_bench.rollout.torch_engine import TorchEngine
@@ -28,7 +28,7 @@ def model(request):
 
 def logits(model, replay=None):
     with routing(routers(model), replay) as recorder:
-        values = response_logits(model, IDS, torch.arange(IDS.numel()))
+        values = padded_logits(model, IDS, torch.arange(IDS.numel()))
     return values, recorder.take()
 
 
@@ -49,9 +49,9 @@ def test_every_token_has_its_experts_in_every_layer(model):
 
 
 def test_recording_changes_nothing_and_leaves_nothing_behind(model):
-    plain = response_logits(model, IDS, torch.arange(IDS.numel()))
+    plain = padded_logits(model, IDS, torch.arange(IDS.numel()))
     assert torch.equal(logits(model)[0], plain)
-    assert torch.equal(response_logits(model, IDS, torch.arange(IDS.numel())), plain)
+    assert torch.equal(padded_logits(model, IDS, torch.arange(IDS.numel())), plain)
     assert not any("forward" in vars(router) for router in routers(model))
 
 
@@ -119,7 +119,7 @@ def test_replay_of_the_engines_routes_removes_the_part_of_the_mismatch_that_rout
 
 def test_padding_takes_experts_that_exist(model):
     rollouts = rollouts_of(model)
-    padded = pad_rollouts(rollouts, [3, 0, 5], CPU)
+    padded = micro_batch(rollouts, [3, 0, 5], CPU)
     routes = padded_routes([r.routes for r in rollouts], padded).unflatten(0, padded.input_ids.shape)
     for row, index in enumerate((3, 0, 5)):
         length = len(rollouts[index].routes)

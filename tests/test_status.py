@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from drpo_bench.config import NUMERICS_VERSION
 from drpo_bench.errors import UserError
 from drpo_bench.process import this_process
 from drpo_bench.records import RunDir, append_record, write_json
@@ -196,7 +197,7 @@ def test_planned_runs_count_before_they_begin(tmp_path):
     make_run(tmp_path / "study", "a", "finished", records=2, step=1, steps=1)
     owner = {"name": "study", "file": "study.toml", "planned": ["a", "b", "c"]}
     write_json(tmp_path / "study" / "experiment.json", owner)
-    (tmp_path / "study" / "summary.csv").write_text("run_id,state,numerics_version\nc,finished,3\n")
+    (tmp_path / "study" / "summary.csv").write_text(f"run_id,state,numerics_version\nc,finished,{NUMERICS_VERSION}\n")
     (sweep,) = read_sweeps(tmp_path / "study")
     assert [(row.run_id, row.state) for row in sweep.rows] == [("a", "finished"), ("b", "pending")]
     (tmp_path / "study" / "experiment.json").write_text("{")

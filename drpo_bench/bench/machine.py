@@ -70,7 +70,7 @@ def updates(policy: Policy, engine: TorchEngine, shape: Shape) -> Work:
 
     def update() -> int:
         for batch in micro_batches(sampled, range(len(sampled)), MICROBATCH_TOKENS, policy.device):
-            hidden = response_hidden(policy.model, batch.input_ids, batch.gather)
+            hidden = response_hidden(policy.model, batch)
             score_tokens(policy.model, hidden, batch.targets, 1.0).logprobs.mean().backward()
             policy.gather_gradients()
         return shape.rows * shape.response

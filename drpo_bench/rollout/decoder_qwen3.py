@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from drpo_bench.precision import decoder_linears, quantise_e4m3, round_to
+from drpo_bench.precision import quantise_e4m3, round_to
 from drpo_bench.precision_fp8 import Fp8Linear, quantise_slices
+from drpo_bench.qwen3 import is_hooked, is_plain_qwen3
 from drpo_bench.rollout.decoder import prompt_positions
 
 if TYPE_CHECKING:
@@ -51,21 +52,8 @@ class Rounding:
 
 def supports(model: PreTrainedModel, rounding: Rounding) -> bool:
     """Whether `Qwen3Decoder` computes what the module would: a plain dense Qwen3, no hook or layer but `rounding`'s."""
-    from transformers import Qwen3ForCausalLM
-
-    config = model.config
-    if type(model) is not Qwen3ForCausalLM:
-        return False
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    kind = Fp8Linear if rounding.fp8_training else nn.Linear
-    return (
-        bool(hooked) == rounding.needs_hooks
-        and all(type(linear) is kind for linear in decoder_linears(model))
-        and set(config.layer_types) == {"full_attention"}
-        and not config.attention_bias
-        and config.rope_parameters["rope_type"] == "default"
-        and config.hidden_act == "silu"
-    )
+    linear = Fp8Linear if rounding.fp8_training else nn.Linear
+    return is_plain_qwen3(model, linear) and is_hooked(model) == rounding.needs_hooks
 
 
 @dataclass(frozen=True)
@@ -119,7 +107,7 @@ class Qwen3Decoder:
         self.sin = torch.cat([-sin, sin], -1)[:, None]
         self.cache = self._allocate(num_prompts, width)
         # Added to the scores. A padding query sees itself, lest its softmax be of nothing.
-        self.bias = torch.zeros(num_prompts, 1, 1, self.max_length, device=ids.device, dtype=dtype)
+        self.bias = self.cache.new_zeros(num_prompts, 1, 1, self.max_length)
         self.bias[..., :width].masked_fill_(mask[:, None, None] == 0, -torch.inf)
         self.ragged = not bool(mask.all())
         later = torch.ones(width, width, device=ids.device, dtype=torch.bool).triu(1)
@@ -151,7 +139,8 @@ class Qwen3Decoder:
     def _allocate(self, rows: int, length: int) -> Tensor:
         """An empty cache: keys and values of every layer."""
         shape = (len(self.layers), 2, rows, self.kv_heads, length, self.head_dim)
-        return torch.empty(shape, dtype=self.embedding.dtype, device=self.embedding.device)
+        dtype = torch.float32 if self.embedding.is_cpu else self.embedding.dtype
+        return torch.empty(shape, dtype=dtype, device=self.embedding.device)
 
     def _forward(self, ids: Tensor, positions: Tensor, bias: Tensor | None) -> Tensor:
         """Append tokens [rows, T] to the cache; hidden states [rows * T, H]."""
@@ -188,10 +177,9 @@ class Qwen3Decoder:
         cache[0, :, :, start:end] = new_keys.view(rows, width, kv_heads, dim).transpose(1, 2)
         cache[1, :, :, start:end] = new_values.view(rows, width, kv_heads, dim).transpose(1, 2)
         queries = turned[:, : self.heads].view(rows, width, kv_heads, -1, dim).permute(0, 2, 3, 1, 4)
-        keys, values = cache[0, :, :, :end], cache[1, :, :, :end]
-        attended = F.scaled_dot_product_attention(
-            queries.reshape(rows, kv_heads, -1, dim), keys, values, attn_mask=bias
-        )
+        queries = queries.reshape(rows, kv_heads, -1, dim).to(cache.dtype)
+        attend = attend_to_few if width == 1 and cache.is_cpu else F.scaled_dot_product_attention
+        attended = attend(queries, cache[0, :, :, :end], cache[1, :, :, :end], bias).to(heads.dtype)
         attended = attended.view(rows, kv_heads, -1, width, dim).permute(0, 3, 1, 2, 4)
         return attended.reshape(rows * width, -1)
 
@@ -200,3 +188,11 @@ class Qwen3Decoder:
         wide = values.float()
         normed = wide * wide.square().mean(-1, keepdim=True).add_(self.eps).rsqrt_()
         return self.rounding.store(normed.to(values.dtype) * weight)
+
+
+def attend_to_few(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    """Softmax attention of a few queries a row [rows, heads, Q, D]: on a CPU ten times as fast as the fused kernel."""
+    scores = torch.matmul(queries, keys.transpose(-1, -2)).mul_(queries.shape[-1] ** -0.5)
+    if bias is not None:
+        scores.add_(bias)
+    return torch.matmul(scores.softmax(-1), values)

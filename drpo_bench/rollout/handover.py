@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from drpo_bench.models import response_logits
+from drpo_bench.models import padded_logits
 from drpo_bench.rollout.engine import RolloutEngine, Sampling, sample_seeds
 
 if TYPE_CHECKING:
@@ -99,6 +99,6 @@ def logprobs_of(model: PreTrainedModel, ids: Tensor, prompt: int) -> Tensor:
     """The model's own logprobs [P, N] of the tokens of each row after its prompt."""
     ids = ids.to(next(model.parameters()).device)
     rows, width = ids.shape
-    logits = response_logits(model, ids, torch.arange(rows * width, device=ids.device)).view(rows, width, -1)
+    logits = padded_logits(model, ids, torch.arange(rows * width, device=ids.device)).view(rows, width, -1)
     log_probs = logits[:, prompt - 1 : -1].log_softmax(-1)
     return log_probs.gather(-1, ids[:, prompt:, None]).squeeze(-1).cpu()

@@ -12,7 +12,7 @@ from torchao.float8.float8_linear import Float8Linear
 
 from drpo_bench import precision, precision_fp8
 from drpo_bench.config import ModelConfig
-from drpo_bench.models import Policy, build_model, response_logits
+from drpo_bench.models import Policy, build_model, padded_logits
 from drpo_bench.precision_fp8 import Fp8Linear
 
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ def test_the_real_path_swaps_the_decoders_layers_and_gives_the_emulated_ones_gra
     ids = torch.arange(30).reshape(2, 15) + 4  # 30 tokens, which 16 does not divide
 
     def step(policy: Policy) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = response_logits(policy.model, ids, torch.arange(30))
+        logits = padded_logits(policy.model, ids, torch.arange(30))
         logits.log_softmax(-1)[:, 5].sum().backward()
         policy.gather_gradients()
         gradient = torch.cat([p.grad.flatten() for p in policy.master.parameters()])
