@@ -13,6 +13,7 @@ from drpo_bench.precision import quantise_e4m3, round_to
 from drpo_bench.precision_fp8 import Fp8Linear, quantise_slices
 from drpo_bench.qwen3 import is_hooked, is_plain_qwen3
 from drpo_bench.rollout.decoder import prompt_positions
+from drpo_bench.rollout.shared_prompts import SharedPrompts, attend
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,6 +88,7 @@ class Qwen3Decoder:
     """Reads the weights when it is made, so a decoder serves one `generate` call: weights change in between."""
 
     routes: Tensor | None = None
+    prompts: SharedPrompts | None  # while the prompts themselves are read, None
 
     def __init__(self, model: PreTrainedModel, rounding: Rounding) -> None:
         config, base = model.config, model.base_model
@@ -100,18 +102,17 @@ class Qwen3Decoder:
     def prefill(self, ids: Tensor, mask: Tensor, max_new_tokens: int) -> Tensor:
         num_prompts, width = ids.shape
         dtype = self.embedding.dtype
-        self.length, self.max_length = 0, width + max_new_tokens
-        angles = torch.arange(self.max_length, device=ids.device)[:, None] * self.inv_freq.float()
+        self.length, self.max_new_tokens = 0, max_new_tokens
+        angles = torch.arange(width + max_new_tokens, device=ids.device)[:, None] * self.inv_freq.float()
         cos, sin = self.rounding.store(angles.cos()).to(dtype), self.rounding.store(angles.sin()).to(dtype)
         self.cos = torch.cat([cos, cos], -1)[:, None]  # [positions, 1, head_dim]
         self.sin = torch.cat([-sin, sin], -1)[:, None]
-        self.cache = self._allocate(num_prompts, width)
+        self.cache, self.prompts = self._allocate(num_prompts, width), None
         # Added to the scores. A padding query sees itself, lest its softmax be of nothing.
-        self.bias = self.cache.new_zeros(num_prompts, 1, 1, self.max_length)
-        self.bias[..., :width].masked_fill_(mask[:, None, None] == 0, -torch.inf)
-        self.ragged = not bool(mask.all())
+        bias = self.cache.new_zeros(num_prompts, 1, 1, width).masked_fill_(mask[:, None, None] == 0, -torch.inf)
+        self.bias = None if mask.all() else bias
         later = torch.ones(width, width, device=ids.device, dtype=torch.bool).triu(1)
-        causal = self.bias[..., :width].masked_fill(later, -torch.inf)  # [P, 1, T, T]
+        causal = bias.masked_fill(later, -torch.inf)  # [P, 1, T, T]
         causal.diagonal(dim1=-2, dim2=-1).zero_()
         group = self.heads // self.kv_heads
         hidden = self._forward(ids, prompt_positions(mask), causal.repeat(1, 1, group, 1))
@@ -119,28 +120,25 @@ class Qwen3Decoder:
 
     @torch.inference_mode()
     def expand(self, repeat: Tensor) -> None:
-        prompts, self.cache = self.cache, self._allocate(len(repeat), self.max_length)
-        for samples, prompt in zip(self.cache, prompts, strict=True):
-            samples[:, :, :, : self.length] = prompt[:, repeat]
-        self.bias = self.bias[repeat]
+        self.prompts = SharedPrompts(self.cache, self.bias, repeat)
+        self.cache, self.length = self._allocate(len(repeat), self.max_new_tokens), 0
 
     @torch.inference_mode()
     def select(self, rows: Tensor) -> None:
+        assert self.prompts is not None
+        self.prompts.select(rows)
         for layer in self.cache:
             layer[:, : len(rows), :, : self.length] = layer[:, rows, :, : self.length]
         self.cache = self.cache[:, :, : len(rows)]
-        self.bias = self.bias[rows]
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        bias = self.bias[..., : self.length + 1] if self.ragged else None
-        return self._forward(tokens[:, None], positions[:, None], bias)
+        return self._forward(tokens[:, None], positions[:, None], None)
 
     def _allocate(self, rows: int, length: int) -> Tensor:
-        """An empty cache: keys and values of every layer."""
+        """An empty cache: keys and values of every layer. Scores and their sums are in float32 in every format."""
         shape = (len(self.layers), 2, rows, self.kv_heads, length, self.head_dim)
-        dtype = torch.float32 if self.embedding.is_cpu else self.embedding.dtype
-        return torch.empty(shape, dtype=dtype, device=self.embedding.device)
+        return torch.empty(shape, dtype=torch.float32, device=self.embedding.device)
 
     def _forward(self, ids: Tensor, positions: Tensor, bias: Tensor | None) -> Tensor:
         """Append tokens [rows, T] to the cache; hidden states [rows * T, H]."""
@@ -148,10 +146,10 @@ class Qwen3Decoder:
         positions = positions.flatten()
         cos, sin = self.cos[positions], self.sin[positions]
         hidden = store(F.embedding(ids.flatten(), self.embedding))
-        for layer, cache in zip(self.layers, self.cache, strict=True):
+        for number, layer in enumerate(self.layers):
             normed = linear_input(self._normed(hidden, layer.input_norm))
             heads = store(F.linear(normed, layer.qkv)).view(len(hidden), -1, self.head_dim)
-            attended = self._attention(heads, layer.head_norm, cos, sin, cache, bias)
+            attended = self._attention(heads, number, cos, sin, bias)
             hidden = hidden + store(F.linear(linear_input(store(attended)), layer.output))
             normed = linear_input(self._normed(store(hidden), layer.mlp_norm))
             gate, up = store(F.linear(normed, layer.gate_up)).chunk(2, -1)
@@ -160,17 +158,16 @@ class Qwen3Decoder:
         self.length += ids.shape[1]
         return self._normed(hidden, self.norm)
 
-    def _attention(
-        self, heads: Tensor, norm: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        """Queries, keys and values [rows * T, heads + 2 kv_heads, D] to attention outputs [rows * T, heads * D].
+    def _attention(self, heads: Tensor, number: int, cos: Tensor, sin: Tensor, bias: Tensor | None) -> Tensor:
+        """Queries, keys and values [rows * T, heads + 2 kv_heads, D] to outputs [rows * T, heads * D] of a layer.
 
         The queries that share a key head stand in for a longer sequence, so keys are never repeated.
         """
-        rows, kv_heads, dim = cache.shape[1], self.kv_heads, self.head_dim
+        cache, kv_heads, dim = self.cache[number], self.kv_heads, self.head_dim
+        rows = cache.shape[1]
         width = len(heads) // rows
         start, end = self.length, self.length + width
-        turned = self._normed(heads[:, :-kv_heads], norm)
+        turned = self._normed(heads[:, :-kv_heads], self.layers[number].head_norm)
         swapped = torch.cat([turned[..., dim // 2 :], turned[..., : dim // 2]], -1)
         turned = torch.addcmul(turned * cos, swapped, sin)
         new_keys, new_values = self.rounding.cached(turned[:, self.heads :]), self.rounding.cached(heads[:, -kv_heads:])
@@ -178,21 +175,15 @@ class Qwen3Decoder:
         cache[1, :, :, start:end] = new_values.view(rows, width, kv_heads, dim).transpose(1, 2)
         queries = turned[:, : self.heads].view(rows, width, kv_heads, -1, dim).permute(0, 2, 3, 1, 4)
         queries = queries.reshape(rows, kv_heads, -1, dim).to(cache.dtype)
-        attend = attend_to_few if width == 1 and cache.is_cpu else F.scaled_dot_product_attention
-        attended = attend(queries, cache[0, :, :, :end], cache[1, :, :, :end], bias).to(heads.dtype)
+        keys, values = cache[0, :, :, :end], cache[1, :, :, :end]
+        if self.prompts is None:
+            attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+        else:
+            attended = attend(queries, keys, values, self.prompts, number)
         attended = attended.view(rows, kv_heads, -1, width, dim).permute(0, 3, 1, 2, 4)
-        return attended.reshape(rows * width, -1)
+        return attended.reshape(rows * width, -1).to(heads.dtype)
 
     def _normed(self, values: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm over the last dimension in fp32, scaled in the model's format."""
-        wide = values.float()
-        normed = wide * wide.square().mean(-1, keepdim=True).add_(self.eps).rsqrt_()
+        normed = F.rms_norm(values.float(), values.shape[-1:], eps=self.eps)
         return self.rounding.store(normed.to(values.dtype) * weight)
-
-
-def attend_to_few(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-    """Softmax attention of a few queries a row [rows, heads, Q, D]: on a CPU ten times as fast as the fused kernel."""
-    scores = torch.matmul(queries, keys.transpose(-1, -2)).mul_(queries.shape[-1] ** -0.5)
-    if bias is not None:
-        scores.add_(bias)
-    return torch.matmul(scores.softmax(-1), values)
