@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,11 @@ def describe_environment(threads: int, device: torch.device) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that numbers depend on."""
-    installed = {distribution.name.lower() for distribution in metadata.distributions()}
-    return {name: metadata.version(name) for name in (*PACKAGES, *OPTIONAL) if name in installed or name in PACKAGES}
+    found = {name: metadata.version(name) for name in PACKAGES}
+    for name in OPTIONAL:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def git_commit() -> str | None:

@@ -20,8 +20,7 @@ from drpo_bench.config import RunConfig, canonical, load_run_config
 from drpo_bench.records import DONE, RunDir
 from drpo_bench.sweep.cores import own_cores
 
-# What the forkserver imports once, so that no run pays for it.
-PRELOAD = ["drpo_bench.sweep.worker", "drpo_bench.trainer", "transformers.models.qwen3.modeling_qwen3"]
+PRELOAD = ["drpo_bench.sweep.preload"]  # what the forkserver imports
 
 # Of libraries beside torch, whose threads `runtime.threads` sets: they compute nothing here that is worth a thread.
 ENVIRONMENT = {

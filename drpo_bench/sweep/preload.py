@@ -1,0 +1,19 @@
+"""What the forkserver imports once, so that no run pays for it; imported by nothing else.
+
+The garbage collector would look through half a million objects again and again while they come in, for a third of the
+seconds that it takes, and would touch, in every worker, memory that all share: it starts when they are out of its way.
+"""
+
+import gc
+from importlib import import_module
+
+gc.disable()
+utils = import_module("transformers.utils")
+is_available, utils.is_sklearn_available = utils.is_sklearn_available, lambda: False
+# Its assisted generation, which nothing here uses, would load scikit-learn where that is installed: a second.
+import_module("transformers.models.qwen3.modeling_qwen3")
+utils.is_sklearn_available = is_available
+import_module("drpo_bench.sweep.worker")
+import_module("drpo_bench.trainer")
+gc.freeze()
+gc.enable()
