@@ -176,19 +176,26 @@ def ui(
 @app.command()
 def bench(
     peer: Annotated[str | None, typer.Option(help="trl, hf or vllm; without one, this machine's own figures.")] = None,
+    part: Annotated[str, typer.Option(help="speed, startup, workers (minutes) or growth (a minute).")] = "speed",
     size: Annotated[str, typer.Option(help="nano, micro, mini or small.")] = "nano",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     precision: Annotated[str, typer.Option(help="A precision preset.")] = "fp32",
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each; medians are printed.")] = 5,
     peer_python: Annotated[Path | None, typer.Option(help="A Python that has TRL.")] = None,
     warmstarts: Annotated[Path, typer.Option(help="Cache of warm starts.")] = DEFAULT_OUT / "warmstarts",
+    out: Annotated[Path, typer.Option("--out", help="Folder for growth's figure and CSV.")] = DEFAULT_OUT / "bench",
+    against: Annotated[
+        Path | None, typer.Option(help="JSON of an earlier bench: exit 1 if a ratio to the peer has fallen behind.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Speed of rollout and trainer as a share of the matmul rate, or against a peer that takes turns with us."""
     from drpo_bench.bench.report import Request
     from drpo_bench.bench.report import bench as run_bench
 
-    run_bench(Request(peer, size, threads, precision, repeats, peer_python, warmstarts), as_json)
+    request = Request(peer, part, size, threads, precision, repeats, peer_python, warmstarts, out, against)
+    if not run_bench(request, as_json):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from drpo_bench.bench import hf, report, timing, trl, vllm
-from drpo_bench.bench.report import Request, against, comparison_rows, warnings
+from drpo_bench.bench import growth, hf, report, startup, timing, trl, vllm
+from drpo_bench.bench.report import Request, against, comparison_rows, fallen_behind, warnings
 from drpo_bench.bench.shapes import STOPS, Shape, random_model
 from drpo_bench.bench.timing import Comparison, Measured, take_turns
 from drpo_bench.errors import UserError
@@ -20,8 +21,9 @@ FP32 = PrecisionConfig.model_validate("fp32")
 
 
 def request(**changes) -> Request:
-    fields = {"peer": None, "size": "nano", "threads": 1, "precision": "fp32", "repeats": 1}
-    return Request(**fields | {"peer_python": None, "warmstarts": Path("warmstarts")} | changes)
+    fields = {"peer": None, "part": "speed", "size": "nano", "threads": 1, "precision": "fp32", "repeats": 1}
+    places = {"peer_python": None, "warmstarts": Path("warmstarts"), "out": Path("bench"), "against": None}
+    return Request(**fields | places | changes)
 
 
 def test_a_ratio_is_of_rates_and_the_medians_of_turns():
@@ -63,6 +65,10 @@ def test_contestants_take_turns_and_the_first_round_does_not_count(monkeypatch):
         ({"size": "nanoo"}, "--size nanoo: unknown; did you mean 'nano'?"),
         ({"precision": "int8"}, "--precision int8: unknown"),
         ({"peer": "trl", "precision": "bf16"}, "TRL trains in fp32 on a CPU"),
+        ({"part": "startups"}, "--part startups: unknown; did you mean 'startup'?"),
+        ({"peer": "hf", "part": "growth"}, "--part growth: measured without a peer"),
+        ({"against": Path("nowhere.json")}, "only ratios to a peer are compared"),
+        ({"peer": "hf", "against": Path("nowhere.json")}, "--against nowhere.json: no such file"),
     ],
 )
 def test_mistakes(changes, message):
@@ -81,11 +87,11 @@ def test_a_peer_that_is_not_installed_is_not_measured_and_the_remedy_told(peer, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(trl, "find_spec", lambda name: None)
     monkeypatch.setattr(vllm, "is_installed", lambda: False)
-    (comparison,) = against(request(peer=peer), FP32, SMALL)
-    _, row = comparison_rows([comparison.data()])
-    assert row[2] == "not measured"
-    (said,) = warnings({"cores": {"busy": False}, "comparisons": [comparison.data()]})
-    assert "is not installed; `make " in said
+    for comparison in against(request(peer=peer), FP32, SMALL):
+        _, row = comparison_rows([comparison.data()])
+        assert row[2] == "not measured"
+        (said,) = warnings({"cores": {"busy": False}, "comparisons": [comparison.data()]})
+        assert "is not installed; `make " in said
 
 
 def test_transformers_is_not_compared_in_a_format_it_emulates_not():
@@ -115,3 +121,60 @@ def test_a_batch_of_every_format_is_measured_and_the_table_fits_a_terminal(monke
     assert max(map(len, said.splitlines())) <= 80
     for name in ("rollout", "trainer", "rollout fp8_rollout (emulated)"):
         assert name in said
+
+
+def test_only_a_ratio_that_is_lower_in_every_turn_and_by_a_margin_has_fallen_behind():
+    def report_of(*ratios: float, **changes) -> dict:
+        row = {"what": "rollout", "peer": "HF", "ratio": ratios[1], "ratio_range": [ratios[0], ratios[2]]}
+        fields = {"size": "nano", "precision": "fp32", "threads": 1, "shape": "s"}
+        return fields | {"comparisons": [row]} | changes
+
+    before = [report_of(9.0, 9.5, 9.9, size="mini"), report_of(2.0, 2.4, 2.8)]
+    assert fallen_behind(report_of(1.6, 1.8, 1.9), before) == ["rollout: 1.80 times HF, was 2.40"]
+    assert not fallen_behind(report_of(1.6, 1.8, 2.1), before)  # some turns were as good
+    assert not fallen_behind(report_of(1.9, 1.95, 1.99), [report_of(2.0, 2.1, 2.2)])  # within the margin
+    assert not fallen_behind(report_of(1.0, 1.0, 1.0, threads=2), before)
+    missing = {"what": "rollout", "peer": "HF", "not_measured": "not installed"}
+    assert not fallen_behind(report_of(1.0, 1.0, 1.0) | {"comparisons": [missing]}, before)
+
+
+def test_a_bench_that_has_fallen_behind_says_so_and_fails(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(report, "Shape", lambda: SMALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trl, "find_spec", lambda name: None)
+    file = tmp_path / "before.json"
+    assert report.bench(request(peer="hf"), as_json=True)
+    earlier = json.loads(capsys.readouterr().out)
+    for row in earlier["comparisons"]:
+        row["ratio"], row["ratio_range"] = 1e6, [1e6, 1e6]
+    file.write_text(json.dumps([earlier]))
+    assert not report.bench(request(peer="hf", against=file), as_json=False)
+    assert "fallen behind: rollout, equal lengths" in capsys.readouterr().out
+    file.write_text("{")
+    with pytest.raises(UserError, match="--against"):
+        report.bench(request(peer="hf", against=file), as_json=False)
+
+
+def test_growth_is_measured_along_every_axis_and_drawn(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(growth, "BASE", SMALL)
+    cases = growth.cases
+    monkeypatch.setattr(growth, "cases", lambda largest: cases(2))
+    found = report.part(request(part="growth", out=tmp_path))["growth"]
+    assert set(found["slopes"]) == {"rollouts", "response tokens", "parameters", "vocabulary"}
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
+    assert len((tmp_path / "growth.csv").read_text().splitlines()) == 1 + len(found["points"]) == 9
+
+
+def test_a_slope_is_of_the_upper_half():
+    points = [growth.Point("n", n, n**2.0 if n > 3 else 1.0, float(n)) for n in (1, 2, 4, 8, 16)]
+    assert growth.slopes([points[2], *points[3:]])["n"] == pytest.approx((2.0, 1.0))
+    assert growth.slopes(points)["n"] == pytest.approx((8 / 3, 1.0))  # from 2 to 16: 1 to 256
+
+
+@pytest.mark.slow
+def test_the_start_of_a_run_is_timed_in_processes_of_its_own(tmp_path):
+    found = startup.measure(tmp_path, 1)
+    assert found["range"][0] <= found["seconds"] <= found["range"][1]
+    assert 0 < found["imports"]["import torch"] < found["seconds"]
+    with pytest.raises(RuntimeError, match="ended with 2"):
+        startup.run_cli("no_such_experiment", tmp_path)

@@ -49,9 +49,9 @@ class Shape:
         return f"{self.problems} x {self.group_size} rollouts, {self.prompt} + {self.response} tokens"
 
 
-def random_model(size: str) -> PreTrainedModel:
+def random_model(size: str, vocabulary: int = VOCABULARY) -> PreTrainedModel:
     """A Qwen3 of the size."""
-    return build_model(ModelConfig(name=size), VOCABULARY, seed=0)
+    return build_model(ModelConfig(name=size), vocabulary, seed=0)
 
 
 def tokens_of(groups: Sequence[Sequence[Response]]) -> int:

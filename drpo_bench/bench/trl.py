@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from drpo_bench.tasks import make_task
 from drpo_bench.trainer import Trainer
 
 NAME = "TRL GRPOTrainer"
-WHAT = "rollout batch with 4 updates"
+WHATS = ("batch, 4 updates", "batch, drift unmeasured")  # TRL measures no drift of its updates
 PEERS = Path(".venv-peers/bin/python")  # what `make test-peers` sets up
 INSTALL = "TRL is not installed; `make test-peers` sets it up in .venv-peers, or name another with --peer-python"
 UPDATES, LR, PROBLEMS = 4, 1e-4, 2048
@@ -40,7 +40,7 @@ def find_python(named: Path | None) -> Path | None:
     return PEERS.absolute() if PEERS.exists() else None
 
 
-def run_config(size: str, threads: int, shape: Shape) -> RunConfig:
+def run_config(size: str, threads: int, shape: Shape, measure_every: int) -> RunConfig:
     """GRPO on arithmetic problems of about the shape's lengths, in fp32, rollouts fresh; as TRL's side does it."""
     fields: dict[str, Any] = {
         "experiment": {"name": "bench"},
@@ -56,6 +56,7 @@ def run_config(size: str, threads: int, shape: Shape) -> RunConfig:
         "train": {"steps": NEVER, "updates_per_batch": UPDATES, "lr": LR},
         "eval": {"every": NEVER, "problems": 64},
         "checkpoint": {"every": NEVER},
+        "metrics": {"every": measure_every},
         "precision": "fp32",
         "loss": {"id": "grpo", "clip_low": 0.2, "clip_high": 0.28},
         "runtime": {"threads": threads},
@@ -66,17 +67,23 @@ def run_config(size: str, threads: int, shape: Shape) -> RunConfig:
 def compare(
     size: str, threads: int, shape: Shape, repeats: int, warmstarts: Path, peer_python: Path | None
 ) -> list[Comparison]:
-    """Whole batches, in turn: sampling, grading, updates, and what each side records of them."""
+    """Whole batches, in turn: sampling, grading, updates, and what each side records of them.
+
+    We take two turns: with mismatch and drift of every batch, which is the default, and with those of none.
+    """
     python = find_python(peer_python)
     if python is None:
-        return [Comparison(WHAT, None, NAME, not_measured=INSTALL)]
-    config = run_config(size, threads, shape)
-    with tempfile.TemporaryDirectory() as folder:
-        run_dir = RunDir(Path(folder) / "bench" / "runs" / config.run_id)
-        with closing(Trainer(config, run_dir, warmstarts)) as trainer, closing(Server(python, trainer)) as server:
-            turns = [(own_batch(trainer), server.batch()) for _ in range(repeats + 1)][1:]
-    ours, theirs = (Measured(*zip(*side, strict=True)) for side in zip(*turns, strict=True))
-    return [Comparison(WHAT, ours, NAME, theirs, by_rate=False)]
+        return [Comparison(what, None, NAME, not_measured=INSTALL) for what in WHATS]
+    configs = [run_config(size, threads, shape, measure_every) for measure_every in (1, NEVER)]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        trainers = [
+            stack.enter_context(closing(Trainer(config, RunDir(Path(folder) / str(i)), warmstarts)))
+            for i, config in enumerate(configs)
+        ]
+        server = stack.enter_context(closing(Server(python, trainers[0])))
+        turns = [(*map(own_batch, trainers), server.batch()) for _ in range(repeats + 1)][1:]
+    *ours, theirs = (Measured(*zip(*side, strict=True)) for side in zip(*turns, strict=True))
+    return [Comparison(what, own, NAME, theirs, by_rate=False) for what, own in zip(WHATS, ours, strict=True)]
 
 
 def own_batch(trainer: Trainer) -> tuple[float, int]:

@@ -6,9 +6,10 @@ seconds that it takes, and would touch, in every worker, memory that all share: 
 
 import gc
 from importlib import import_module
+from typing import Any
 
 gc.disable()
-utils = import_module("transformers.utils")
+utils: Any = import_module("transformers.utils")
 is_available, utils.is_sklearn_available = utils.is_sklearn_available, lambda: False
 # Its assisted generation, which nothing here uses, would load scikit-learn where that is installed: a second.
 import_module("transformers.models.qwen3.modeling_qwen3")

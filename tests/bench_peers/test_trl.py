@@ -27,11 +27,14 @@ def short_warmstart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_both_sides_take_as_many_turns_on_the_same_problems(short_warmstart, tmp_path: Path):
-    (comparison,) = trl.compare("nano", 1, SHAPE, 2, tmp_path / "warmstarts", None)
-    assert len(comparison.ratios) == 2
-    for side in (comparison.ours, comparison.peer):
-        assert min(side.seconds) > 0
-        assert all(SHAPE.rows < tokens <= SHAPE.rows * (SHAPE.response + 5) for tokens in side.tokens)
+    comparisons = trl.compare("nano", 1, SHAPE, 2, tmp_path / "warmstarts", None)
+    measured, unmeasured = comparisons
+    assert measured.peer is unmeasured.peer and measured.ours.tokens[0] == unmeasured.ours.tokens[0]
+    for comparison in comparisons:
+        assert len(comparison.ratios) == 2
+        for side in (comparison.ours, comparison.peer):
+            assert min(side.seconds) > 0
+            assert all(SHAPE.rows < tokens <= SHAPE.rows * (SHAPE.response + 5) for tokens in side.tokens)
 
 
 def test_a_trl_that_cannot_start_says_why(short_warmstart, monkeypatch, tmp_path: Path):
