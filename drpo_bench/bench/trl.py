@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -81,7 +82,11 @@ def compare(
             for i, config in enumerate(configs)
         ]
         server = stack.enter_context(closing(Server(python, trainers[0])))
-        turns = [(*map(own_batch, trainers), server.batch()) for _ in range(repeats + 1)][1:]
+        for trainer in trainers:
+            own_batch(trainer)
+        server.batch()
+        gc.freeze()  # as in a run's process
+        turns = [(*map(own_batch, trainers), server.batch()) for _ in range(repeats)]
     *ours, theirs = (Measured(*zip(*side, strict=True)) for side in zip(*turns, strict=True))
     return [Comparison(what, own, NAME, theirs, by_rate=False) for what, own in zip(WHATS, ours, strict=True)]
 
