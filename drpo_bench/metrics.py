@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from drpo_bench.ops import kl_k1, kl_k3, probability_shift, topk_tv
 from drpo_bench.types import LOG_RATIO_LIMIT, Rollout
@@ -50,7 +49,8 @@ def divergence_metrics(group: str, x: Tensor, m: Tensor, lengths: Sequence[int])
     log_ratio = x - m
     clamped = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio, shift = clamped.exp(), probability_shift(x, m).abs()
-    sequence = pad_sequence(list(log_ratio.split(list(lengths))), batch_first=True).sum(dim=1)
+    owners = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    sequence = log_ratio.new_zeros(len(lengths)).index_add_(0, owners, log_ratio)
     values = {
         "k1": kl_k1(x, m).mean(),
         "k3": kl_k3(m + clamped, m).mean(),

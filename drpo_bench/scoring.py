@@ -22,14 +22,16 @@ def score(
     max_tokens: int,
     topk_ids: Tensor | None = None,
     replay: Sequence[Tensor] | None = None,
+    entropy: bool = False,
 ) -> TokenScores:
-    """Logprobs and entropy [N], and logprobs of `topk_ids` [N, K], of all response tokens in the order of the rollouts.
+    """Logprobs [N] of all response tokens in the order of the rollouts, logprobs of `topk_ids` [N, K] and, if asked
+    for, the entropy [N] of each token's distribution.
 
     float32, on the CPU. `replay` are routes of each rollout that a mixture takes; `routes` of the result are those
     that it would choose by itself.
     """
     total = sum(len(rollout.response_ids) for rollout in rollouts)
-    logprobs, entropy = torch.empty(total), torch.empty(total)
+    logprobs, entropies = torch.empty(total), torch.empty(total) if entropy else None
     topk_logprobs = None if topk_ids is None else torch.empty(topk_ids.shape)
     routes: dict[int, Tensor] = {}
     for batch in micro_batches(rollouts, range(len(rollouts)), max_tokens, policy.device):
@@ -40,11 +42,11 @@ def score(
             routes |= zip(batch.order, unpadded_routes(chosen, batch, lengths), strict=True)
         where = batch.flat.cpu()
         ids = None if topk_ids is None else topk_ids[where].to(policy.device)
-        scores = score_tokens(policy.model, hidden, batch.targets, temperature, ids, entropy=True)
-        assert scores.entropy is not None
+        scores = score_tokens(policy.model, hidden, batch.targets, temperature, ids, entropy)
         logprobs[where] = scores.logprobs.cpu()
-        entropy[where] = scores.entropy.cpu()
+        if entropies is not None and scores.entropy is not None:
+            entropies[where] = scores.entropy.cpu()
         if topk_logprobs is not None and scores.topk_logprobs is not None:
             topk_logprobs[where] = scores.topk_logprobs.cpu()
     ordered = [routes[index] for index in sorted(routes)] or None
-    return TokenScores(logprobs, entropy, topk_logprobs, ordered)
+    return TokenScores(logprobs, entropies, topk_logprobs, ordered)

@@ -136,7 +136,8 @@ class Trainer:
             raise MismatchGrew(self.explain(f"{broken} of {len(batch.mu_logprobs)} mu_logprobs are not finite", batch))
         if self.is_measured(number) or "old" in config.needs:
             with self.timed("mismatch"):
-                old = self.score(batch, replay="R3" if replay == "R3" else "off")
+                fresh = config.rollout.lag == 0  # what is said now is said of the policy that will train on it
+                old = self.score(batch, replay="R3" if replay == "R3" else "off", entropy=fresh)
             batch.old_logprobs, batch.old_routes = old.logprobs, old.routes
             self.fresh = (number, self.step, old) if replay in ("off", "R3") else None
             mismatch = divergence_metrics("mismatch", old.logprobs, batch.mu_logprobs, batch.lengths)
@@ -201,9 +202,11 @@ class Trainer:
         """What the policy says of a batch before its updates: known already where it has just sampled it (lag 0)."""
         if self.fresh is not None and self.fresh[:2] == (batch.step, self.step):
             return self.fresh[2]
-        return self.score(batch)
+        return self.score(batch, entropy=True)
 
-    def score(self, batch: RolloutBatch, policy: Policy | None = None, replay: str | None = None) -> TokenScores:
+    def score(
+        self, batch: RolloutBatch, policy: Policy | None = None, replay: str | None = None, entropy: bool = False
+    ) -> TokenScores:
         """What the current policy, or another, says of the batch's response tokens and of mu's top-k at each.
 
         The current policy takes the routes that its updates take, unless `replay` says otherwise; another its own.
@@ -212,7 +215,7 @@ class Trainer:
         topk_ids = None if batch.topk is None else batch.topk[0]
         mode = "off" if policy else self.config.train.routing_replay
         routes = batch.replayed(replay or mode)
-        return score(policy or self.policy, batch.rollouts, temperature, budget, topk_ids, routes)
+        return score(policy or self.policy, batch.rollouts, temperature, budget, topk_ids, routes, entropy)
 
     def is_measured(self, number: int) -> bool:
         """Whether mismatch, staleness and drift of batch `number` are measured; the first always is."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from drpo_bench.bench import growth, hf, report, startup, timing, trl, vllm
+from drpo_bench.bench import docpage, growth, hf, report, startup, timing, trl, vllm
 from drpo_bench.bench.regression import fallen_behind
 from drpo_bench.bench.report import Request, against
 from drpo_bench.bench.shapes import STOPS, Shape, random_model
@@ -42,9 +42,11 @@ def test_a_ratio_is_of_rates_and_the_medians_of_turns():
 def test_turns_that_disagree_are_doubtful_and_warned_of():
     close = Comparison("rollout", Measured((1.0, 1.2), (10, 10)), "peer", Measured((1.1, 1.1), (10, 10)))
     assert close.is_doubtful
-    cores = {"busy": True, "load": 3.0}
-    said = warnings({"cores": cores, "comparisons": [close.data()]})
-    assert said == ["load 3.0: the machine is busy", "rollout: peer: some turns say the opposite; nothing follows"]
+    said = warnings({"others": 0.5, "comparisons": [close.data()]})
+    assert said == [
+        "other processes took 50% of the machine when we began",
+        "rollout: peer: some turns say the opposite; nothing follows",
+    ]
 
 
 def test_contestants_take_turns_and_the_first_round_does_not_count(monkeypatch):
@@ -92,7 +94,7 @@ def test_a_peer_that_is_not_installed_is_not_measured_and_the_remedy_told(peer, 
     for comparison in against(request(peer=peer), FP32, SMALL):
         _, row = comparison_rows([comparison.data()])
         assert row[2] == "not measured"
-        (said,) = warnings({"cores": {"busy": False}, "comparisons": [comparison.data()]})
+        (said,) = warnings({"others": 0.0, "comparisons": [comparison.data()]})
         assert "is not installed; `make " in said
 
 
@@ -183,3 +185,30 @@ def test_the_start_of_a_run_is_timed_in_processes_of_its_own(monkeypatch, tmp_pa
     assert 0 < found["imports"]["import torch"] < found["seconds"]
     with pytest.raises(RuntimeError, match="ended with 2"):
         startup.run_cli("no_such_experiment", tmp_path)
+
+
+def test_the_page_has_a_table_a_title_with_the_warnings_below_it():
+    def of(size: str, others: float) -> dict:
+        row = Comparison("rollout", Measured((1.0, 1.0), (10, 10)), "HF", Measured((2.0, 2.0), (10, 10))).data()
+        fields = {"cpu": "x", "threads": 2, "shape": "s", "gpu": "no GPU", "part": "speed", "precision": "fp32"}
+        return fields | {"size": size, "others": others, "comparisons": [row]}
+
+    lines = "\n".join(docpage.page({"hf_nano_fp32": of("nano", 0.5), "hf_mini_fp32": of("mini", 0.0)}))
+    assert lines.count("| size, precision |") == 1
+    assert "| nano, fp32 | rollout | 10 | 5 | 2.00 | 2.00 to 2.00 |\n| mini, fp32 | rollout | 10" in lines
+    assert lines.endswith("\nnano, fp32: other processes took 50% of the machine when we began.")
+
+
+def test_a_part_that_is_there_is_not_measured_again_and_the_tables_go_between_the_marks(monkeypatch, tmp_path):
+    folder, file = tmp_path / "bench", tmp_path / "performance.md"
+    folder.mkdir()
+    report = {"cpu": "x", "threads": 2, "shape": "s", "gpu": "no GPU", "part": "startup", "size": "nano"}
+    found = {"seconds": 5.0, "range": [4.0, 6.0], "imports": {"import torch": 1.0}}
+    (folder / "startup.json").write_text(json.dumps(report | {"precision": "fp32", "others": 0.0, "startup": found}))
+    monkeypatch.setattr(docpage, "PARTS", {"startup": ()})
+    file.write_text(f"before\n{docpage.BEGIN}\nold\n{docpage.END}\nafter\n")
+    docpage.main(file, folder)
+    text = file.read_text()
+    assert "old" not in text and text.startswith("before\n") and text.endswith(f"{docpage.END}\nafter\n")
+    assert "| start to first training step | 5.0 | 4.0 to 6.0 |" in text
+    assert json.loads((tmp_path / "performance.json").read_text())[0]["startup"] == found

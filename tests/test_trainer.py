@@ -262,7 +262,7 @@ def test_a_batch_that_is_trained_on_at_once_is_scored_once_before(
     monkeypatch.setattr(Trainer, "score", count)
     train(config, tmp_path / "once", warmstart_cache)
     assert counted.count(2) == passes
-    monkeypatch.setattr(Trainer, "score_before", plain)
+    monkeypatch.setattr(Trainer, "score_before", lambda self, batch: plain(self, batch, entropy=True))
     train(config, tmp_path / "twice", warmstart_cache)
     once, twice = (untimed(RunDir(tmp_path / name / "runs" / config.run_id)) for name in ("once", "twice"))
     assert once == twice

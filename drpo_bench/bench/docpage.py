@@ -49,21 +49,25 @@ def measure(part: str, folder: Path, threads: int) -> dict[str, Any]:
 
 
 def page(reports: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Lines of markdown."""
+    """Lines of markdown: a table for each title, of all parts up to the next, and its warnings below."""
     first = next(iter(reports.values()))
     yield f"{first['cpu']}, {first['threads']} threads, {first['shape']}, vocabulary 200. GPU: {first['gpu']}."
-    header: tuple[str, ...] = ()
+    notes: list[str] = []
     for name, report in reports.items():
-        rows = list(rows_of(report))
-        if name in TITLES:
-            yield f"\n### {TITLES[name]}\n"
-            header = ("size, precision", *rows[0])
-            yield markdown(header)
-            yield markdown(["---", "---"] + ["--:"] * (len(header) - 2))
+        header, *rows = rows_of(report)
         plain = report["part"] == "speed"
-        for row in rows[1:]:
-            yield markdown([f"{report['size']}, {report['precision']}" if plain else "nano, fp32", *row])
-        yield from (f"\nWarning ({report['size']}, {report['precision']}): {said}.\n" for said in warnings(report))
+        if name in TITLES:
+            yield from notes
+            notes = []
+            header = ("size, precision", *header) if plain else header
+            yield f"\n### {TITLES[name]}\n"
+            yield markdown(header)
+            yield markdown(["---" if column in ("size, precision", "what") else "--:" for column in header])
+        label = f"{report['size']}, {report['precision']}"
+        for row in rows:
+            yield markdown([label, *row] if plain else row)
+        notes += [f"\n{label}: {said}." for said in warnings(report)]
+    yield from notes
 
 
 def markdown(cells: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from drpo_bench.bench.regression import fallen_behind, read_reports
@@ -80,6 +81,7 @@ def measure(request: Request, shape: Shape) -> dict[str, Any]:
     report: dict[str, Any] = {
         "cpu": cpu_name(),
         "cores": describe_cores(),
+        "others": psutil.cpu_percent(interval=0.5) / 100,  # share of the machine that is busy before we begin
         "threads": request.threads,
         "size": request.size,
         "precision": precision.name,

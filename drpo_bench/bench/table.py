@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 TRUSTED_SPREAD = 0.2
+OTHERS = 0.1  # share of the machine that may be busy with something else
 
 
 def show(report: dict[str, Any]) -> None:
@@ -95,7 +96,8 @@ def alone_rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def warnings(report: dict[str, Any]) -> list[str]:
     """What is not to be believed, or was not measured."""
-    found = [f"load {report['cores']['load']:.1f}: the machine is busy"] if report["cores"]["busy"] else []
+    busy = report["others"] > OTHERS
+    found = [f"other processes took {report['others']:.0%} of the machine when we began"] if busy else []
     found += [f"fallen behind: {said}" for said in report.get("fallen_behind", [])]
     for row in report.get("comparisons", []):
         name = f"{row['what']}: {row['peer']}"
