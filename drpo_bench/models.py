@@ -73,7 +73,8 @@ def response_hidden(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     A plain Qwen3 on a CPU computes no padding and each prompt once; anything else its own padded forward pass.
     """
     if model.device.type == "cpu" and is_plain_qwen3(model) and not is_hooked(model):
-        return hidden_states(model, batch.packed)[batch.packed.gather]
+        # `index_select`: its gradient is a sum in a fixed order, where a prompt's last token is read for every sample.
+        return hidden_states(model, batch.packed).index_select(0, batch.packed.gather)
     return padded_hidden(model, batch.input_ids, batch.gather)
 
 

@@ -30,4 +30,5 @@ def is_plain_qwen3(model: PreTrainedModel, linear: type[nn.Linear] = nn.Linear) 
 
 def is_hooked(model: nn.Module) -> bool:
     """Whether some module of it computes more than its class does."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for module in model.modules() for kind in kinds)

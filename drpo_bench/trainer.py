@@ -83,7 +83,7 @@ class Trainer:
         self.queue = RolloutQueue(self.generate, rollout.lag, config.train.steps)
         self.collapse = CollapseDetector(config.eval.collapse_fraction, config.eval.collapse_patience)
         self.wiring_is_sound = False  # as shown by `explain`
-        self.fresh: tuple[int, int, TokenScores] | None = None  # batch, step and scores of what was sampled last
+        self.fresh: tuple[int, int, TokenScores] | None = None  # batch, step, scores of what was sampled for it
         self.step = 0  # batches trained on, which is also the policy's version
         try:
             self._write_environment()
@@ -136,10 +136,11 @@ class Trainer:
             raise MismatchGrew(self.explain(f"{broken} of {len(batch.mu_logprobs)} mu_logprobs are not finite", batch))
         if self.is_measured(number) or "old" in config.needs:
             with self.timed("mismatch"):
-                fresh = config.rollout.lag == 0  # what is said now is said of the policy that will train on it
+                fresh = number == self.step and replay in ("off", "R3")  # it is trained on next, by these weights
                 old = self.score(batch, replay="R3" if replay == "R3" else "off", entropy=fresh)
             batch.old_logprobs, batch.old_routes = old.logprobs, old.routes
-            self.fresh = (number, self.step, old) if replay in ("off", "R3") else None
+            if fresh:
+                self.fresh = (number, self.step, old)
             mismatch = divergence_metrics("mismatch", old.logprobs, batch.mu_logprobs, batch.lengths)
             mismatch |= topk_metrics("mismatch", old.topk_logprobs, batch.topk) | routing_metrics(
                 old.routes, batch.rollouts

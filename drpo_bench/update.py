@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -113,18 +113,18 @@ class Updater:
             return members
         return [index for index in members if self.advantages[index] != 0]
 
-    def micro_batches(self, members: Sequence[int]) -> list[MicroBatch]:
-        """Whole rollouts within the token budget."""
-        return list(micro_batches(self.batch.rollouts, members, self.train.microbatch_tokens, self.policy.device))
+    def micro_batches(self, members: Sequence[int]) -> Iterator[MicroBatch]:
+        """Whole rollouts within the token budget, laid out one after the other."""
+        return micro_batches(self.batch.rollouts, members, self.train.microbatch_tokens, self.policy.device)
 
     @torch.no_grad()
     def select(self, members: Sequence[int], weights: Tensor, minibatch: int) -> Tensor:
         """What a loss of minibatch scope chooses from all tokens of the minibatch, bool over the batch's tokens."""
-        parts = [(p, self.forward(p, weights)[0]) for p in self.micro_batches(members)]
+        parts = [(part.flat, self.forward(part, weights)[0]) for part in self.micro_batches(members)]
         whole = concatenate([tokens for _, tokens in parts])
         seed = (self.config.seed * 1_000_003 + self.batch.step) * 1_000_003 + minibatch
         selected = torch.zeros_like(self.flat.mu_logprobs, dtype=torch.bool)
-        selected[torch.cat([part.flat for part, _ in parts])] = self.loss.select(whole, seed)
+        selected[torch.cat([places for places, _ in parts])] = self.loss.select(whole, seed)
         return selected
 
     def backward(self, part: MicroBatch, weights: Tensor, selected: Tensor | None) -> None:

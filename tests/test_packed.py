@@ -120,6 +120,21 @@ def test_the_same_bits_again():
     )
 
 
+def test_the_same_bits_again_from_two_threads_that_share_a_prompts_last_token():
+    """The gradient of one token is a sum over its samples: where threads add to it as they come, bits differ."""
+    threads = torch.get_num_threads()
+    model, many = qwen3(), rollouts([[10, 11]], [[3] * 2000])
+    batch = micro_batch(many, range(len(many)), CPU)
+    assert batch.targets.numel() * model.config.hidden_size > 2**17
+    torch.set_num_threads(2)
+    try:
+        grads = [outcome(model, batch, response_hidden(model, batch))[1] for _ in range(8)]
+    finally:
+        torch.set_num_threads(threads)
+    for name, first in grads[0].items():
+        assert first is None or all(torch.equal(first, other[name]) for other in grads[1:]), name
+
+
 def test_every_prompt_stands_there_once_and_no_padding():
     packed = pack(RAGGED, CPU)
     assert packed.ids.tolist()[:10] == [10, 11, 12, 20, 21, 22, 23, 24, 25, 30]
@@ -161,6 +176,9 @@ def test_whatever_is_not_a_plain_qwen3_takes_its_own_forward(calls):
     response_hidden(Policy(qwen3(), "fp16", CPU).model, batch)
     response_hidden(Policy(qwen3(), "fp8", CPU).model, batch)
     response_hidden(qwen3(attention_dropout=0.1), batch)
+    hooked = qwen3()
+    hooked.base_model.layers[0].register_full_backward_hook(lambda *_: None)
+    response_hidden(hooked, batch)
     assert not calls
     response_hidden(qwen3(), batch)
     assert calls

@@ -266,3 +266,10 @@ def test_a_batch_that_is_trained_on_at_once_is_scored_once_before(
     train(config, tmp_path / "twice", warmstart_cache)
     once, twice = (untimed(RunDir(tmp_path / name / "runs" / config.run_id)) for name in ("once", "twice"))
     assert once == twice
+
+
+def test_a_run_of_one_step_with_a_lag_knows_its_entropy(tiny_config, tmp_path, warmstart_cache):
+    """Its only batch is sampled by the weights that train on it, whatever the lag."""
+    config = tiny_config(train={"steps": 1}, rollout={"lag": 8})
+    *_, last = untimed(run(config, tmp_path, warmstart_cache))
+    assert last["policy/entropy"] > 0 and last["staleness/k3"] == 0

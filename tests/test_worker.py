@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -175,3 +176,16 @@ def test_an_order_is_plain_data(order):
     assert json.loads(json.dumps(order.config)) == order.config
     assert order.experiment_dir.is_absolute() and order.cache.is_absolute()
     assert (order.threads, order.on_gpu) == (1, False)
+
+
+def test_what_the_forkserver_imports_leaves_collector_and_transformers_as_they_were():
+    code = (
+        "import gc, sys\n"
+        "import transformers.utils as utils\n"
+        "before = utils.is_sklearn_available\n"
+        "import drpo_bench.sweep.preload\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 100_000\n"
+        "assert utils.is_sklearn_available is before\n"
+        "assert 'drpo_bench.trainer' in sys.modules and 'sklearn' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -34,10 +34,12 @@ def fallen_behind(report: dict[str, Any], earlier: Sequence[dict[str, Any]]) -> 
         for row in other.get("comparisons", [])
         if "ratio" in row
     }
+    pairs = [(row, known.get((row["peer"], row["what"]))) for row in report["comparisons"] if "ratio" in row]
+    if not any(before for _, before in pairs):
+        return ["nothing was measured that the earlier bench measured too"]
     found = []
-    for row in report.get("comparisons", []):
-        before = known.get((row["peer"], row["what"]))
-        if before is None or "ratio" not in row:
+    for row, before in pairs:
+        if before is None:
             continue
         apart = row["ratio_range"][1] < before["ratio_range"][0]
         if apart and row["ratio"] < (1 - TOLERATED) * before["ratio"]:

@@ -64,10 +64,10 @@ class Request:
 def bench(request: Request, as_json: bool) -> bool:
     """Measure and print. False if a ratio has fallen behind that of `--against`."""
     request.check()
-    earlier = read_reports(request.against) if request.against else []
+    earlier = read_reports(request.against) if request.against else None
     torch.set_num_threads(request.threads)
     report = measure(request, Shape())
-    report["fallen_behind"] = fallen_behind(report, earlier)
+    report["fallen_behind"] = [] if earlier is None else fallen_behind(report, earlier)
     if as_json:
         print(json.dumps(report, indent=1))  # noqa: T201
     else:

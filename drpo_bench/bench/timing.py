@@ -96,6 +96,10 @@ def take_turns(works: Sequence[Work], repeats: int) -> list[Measured]:
     """Every contestant `repeats` times, one after the other, after one round that is not counted."""
     for work in works:
         work()
+    gc.collect()
     gc.freeze()  # as in a run's process: what is loaded is not searched for garbage, a quarter of a second each time
-    rounds = [[timed(work) for work in works] for _ in range(repeats)]
+    try:
+        rounds = [[timed(work) for work in works] for _ in range(repeats)]
+    finally:
+        gc.unfreeze()
     return [Measured(*zip(*column, strict=True)) for column in zip(*rounds, strict=True)]

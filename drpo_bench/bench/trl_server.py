@@ -7,6 +7,7 @@ so that its environment needs TRL alone. Rewards are exact matches of the last n
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import re
 import sys
@@ -100,6 +101,7 @@ def main() -> None:
             train_dataset=Dataset.from_list(rows),
             callbacks=[Turns()],
         )
+        gc.freeze()  # as our side does: what is loaded is not searched for garbage
         trainer.train()
 
 

@@ -1,7 +1,7 @@
 """Attention of packed tokens, from projections to outputs, with its gradient by hand.
 
-Probabilities are computed again in backward, chunk by chunk, so that memory grows with the tokens and not with the
-square of a length. Scores and sums are in float32 or wider.
+Probabilities are computed again in backward, so that only those of one chunk are held: of a few rows, or of a single
+long one, whose scores are its heads times the square of its length. Scores and sums are in float32 or wider.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from drpo_bench.packed.layout import Chunk, Packed
 from drpo_bench.packed.pointwise import normalise, normalise_backward, rotate, wide
@@ -64,8 +65,16 @@ def attend(turned: Tensor, values: Tensor, part: Indexed) -> tuple[Tensor, Tenso
     queries = wide(take(turned, part.queries, rows * kv_heads, group * width))
     keys = wide(take(turned, part.keys, rows * kv_heads, length))
     scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(turned.shape[-1] ** -0.5)
-    scores.view(part.shape).add_(part.chunk.bias)
+    mask(scores.view(part.shape), part.chunk)
     return queries, keys, wide(take(values, part.values, rows * kv_heads, length)), scores.softmax(-1)
+
+
+def mask(scores: Tensor, chunk: Chunk) -> None:
+    """Make scores [R, kv_heads, group, Q, K] -inf, in place, where a query looks ahead or there is no prompt."""
+    later = torch.full((scores.shape[-2],) * 2, -torch.inf, dtype=scores.dtype, device=scores.device).triu_(1)
+    scores[..., chunk.prefix :].add_(later)  # padding stands behind all that a sequence has
+    if chunk.bias is not None:
+        scores[..., : chunk.prefix].add_(chunk.bias)
 
 
 class Attention(torch.autograd.Function):
@@ -98,6 +107,7 @@ class Attention(torch.autograd.Function):
         return outputs.view(len(qkv), -1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         normed, inverse, weight, cos, sin, turned, values = ctx.saved_tensors
         tokens, kv_heads, dim = values.shape

@@ -26,7 +26,7 @@ class Chunk:
     queries: Tensor  # [R, Q], the token at each place; in padding any
     keys: Tensor  # [R, K]
     places: Tensor  # [stop - start], where in R * Q each token is
-    bias: Tensor  # float32 [1 or R, 1, 1, Q, K], added to the scores: 0 or -inf
+    bias: Tensor | None  # float32 [R, 1, 1, 1, prefix], added to these scores: -inf where a prompt is shorter
     padding: Tensor | None  # bool [R, Q]; None where there is none
     prompts: Tensor  # [R], which prompt each response has
     prefix: int  # tokens of the longest of these prompts; 0 for prompts themselves
@@ -115,17 +115,12 @@ def chunks_of(sequences: Sequences, prompts: Sequences, numbers: np.ndarray, dev
 
 def make_chunk(own: Sequences, prompts: Sequences | None, numbers: np.ndarray, device: torch.device) -> Chunk:
     """A chunk of sequences that follow their prompts, if they have any."""
-    keys, there = own.padded()
-    queries, width, prefix = keys, keys.shape[1], 0
-    allowed = np.tri(width, dtype=bool)[None]  # [1 or R, Q, K]; padding stands behind, where none of `own` looks
+    queries, there = own.padded()
+    keys, prefix, bias = queries, 0, None
     if prompts is not None:
         before, seen = prompts.padded()
-        prefix = before.shape[1]
-        keys = np.concatenate([before, queries], 1)
-        seen = seen[:1] if seen.all() else seen
-        parts = np.broadcast_to(seen[:, None], (len(seen), width, prefix)), allowed.repeat(len(seen), 0)
-        allowed = np.concatenate(parts, 2)
-    bias = np.where(allowed, np.float32(0), np.float32(-np.inf))
+        keys, prefix = np.concatenate([before, queries], 1), before.shape[1]
+        bias = None if seen.all() else np.where(seen, np.float32(0), np.float32(-np.inf))
 
     def tensor(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(device)
@@ -136,7 +131,7 @@ def make_chunk(own: Sequences, prompts: Sequences | None, numbers: np.ndarray, d
         queries=tensor(queries),
         keys=tensor(keys),
         places=tensor(np.flatnonzero(there)),
-        bias=tensor(bias)[:, None, None],
+        bias=None if bias is None else tensor(bias)[:, None, None, None],
         padding=None if there.all() else tensor(~there),
         prompts=tensor(numbers),
         prefix=prefix,

@@ -1,6 +1,6 @@
 """RMSNorm, rotation and SwiGLU with their gradients by hand: half the passes over memory of autograd's.
 
-Norms are computed in float32 or wider, as the module does, and so are all gradients here.
+Norms and their gradients are computed in float32 or wider, as the module's norms are; the gate in its own format.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def wide(values: Tensor) -> Tensor:
@@ -45,6 +46,7 @@ class RmsNorm(torch.autograd.Function):
         return normed.to(values.dtype) * weight
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         normed, inverse, weight = ctx.saved_tensors
         d_values, d_weight = normalise_backward(wide(grads[0]), normed, inverse, wide(weight))
@@ -73,6 +75,7 @@ class SwiGlu(torch.autograd.Function):
         return F.silu(gate).mul_(up)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, -1)

@@ -27,7 +27,7 @@ class Decoder(Protocol):
         """Left-padded prompts `ids` [P, T], 1 in `mask` where they are: last hidden state [P, H]."""
 
     def expand(self, repeat: Tensor) -> None:
-        """Copy prompts to their samples: row i continues prompt `repeat[i]`."""
+        """From prompts to their samples: row i continues prompt `repeat[i]`."""
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows only; indices ascend."""

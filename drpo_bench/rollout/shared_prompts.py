@@ -1,4 +1,4 @@
-"""Attention of single queries on a CPU: the keys and values of a prompt are kept and read once for all its samples."""
+"""Attention of single queries: the keys and values of a prompt are kept and read once for all its samples."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class TorchEngine:
     ) -> tuple[Tensor, Tensor, TopK, RouteLog]:
         """Tokens and their logprobs [rows, max_new_tokens], the likeliest at each position, and the experts chosen.
 
-        What stands past a row's end means nothing. The prompt is prefilled once and its cache copied to its samples;
+        What stands past a row's end means nothing. The prompt is prefilled once for all its samples;
         rows that finish are dropped.
         """
         was_training = self.model.training

@@ -8,13 +8,16 @@ import gc
 from importlib import import_module
 from typing import Any
 
-gc.disable()
 utils: Any = import_module("transformers.utils")
-is_available, utils.is_sklearn_available = utils.is_sklearn_available, lambda: False
+is_available = utils.is_sklearn_available
+gc.disable()
 # Its assisted generation, which nothing here uses, would load scikit-learn where that is installed: a second.
-import_module("transformers.models.qwen3.modeling_qwen3")
-utils.is_sklearn_available = is_available
-import_module("drpo_bench.sweep.worker")
-import_module("drpo_bench.trainer")
-gc.freeze()
-gc.enable()
+utils.is_sklearn_available = lambda: False
+try:
+    import_module("transformers.models.qwen3.modeling_qwen3")
+    import_module("drpo_bench.sweep.worker")
+    import_module("drpo_bench.trainer")
+finally:
+    utils.is_sklearn_available = is_available
+    gc.freeze()
+    gc.enable()
