@@ -193,8 +193,13 @@ def bench(
     from drpo_bench.bench.report import Request
     from drpo_bench.bench.report import bench as run_bench
 
-    request = Request(peer, part, size, threads, precision, repeats, peer_python, warmstarts, out, against)
-    if not run_bench(request, as_json):
+    request = Request(peer, part, size, threads, precision, repeats, peer_python, warmstarts, against)
+    measured = run_bench(request, as_json)
+    if "growth" in measured:
+        from drpo_bench.analysis.growth import draw_growth
+
+        draw_growth(**measured["growth"], out=out)
+    if measured["fallen_behind"]:
         raise typer.Exit(1)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from drpo_bench.analysis.growth import draw_growth
 from drpo_bench.bench import docpage, growth, hf, report, startup, timing, trl, vllm
 from drpo_bench.bench.regression import fallen_behind
 from drpo_bench.bench.report import Request, against
@@ -24,7 +25,7 @@ FP32 = PrecisionConfig.model_validate("fp32")
 
 def request(**changes) -> Request:
     fields = {"peer": None, "part": "speed", "size": "nano", "threads": 1, "precision": "fp32", "repeats": 1}
-    places = {"peer_python": None, "warmstarts": Path("warmstarts"), "out": Path("bench"), "against": None}
+    places = {"peer_python": None, "warmstarts": Path("warmstarts"), "against": None}
     return Request(**fields | places | changes)
 
 
@@ -148,12 +149,12 @@ def test_a_bench_that_has_fallen_behind_says_so_and_fails(monkeypatch, tmp_path,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(trl, "find_spec", lambda name: None)
     file = tmp_path / "before.json"
-    assert report.bench(request(peer="hf"), as_json=True)
+    assert not report.bench(request(peer="hf"), as_json=True)["fallen_behind"]
     earlier = json.loads(capsys.readouterr().out)
     for row in earlier["comparisons"]:
         row["ratio"], row["ratio_range"] = 1e6, [1e6, 1e6]
     file.write_text(json.dumps([earlier]))
-    assert not report.bench(request(peer="hf", against=file), as_json=False)
+    assert len(report.bench(request(peer="hf", against=file), as_json=False)["fallen_behind"]) == 2
     assert "fallen behind: rollout, equal lengths" in capsys.readouterr().out
     file.write_text("{")
     with pytest.raises(UserError, match="--against"):
@@ -164,7 +165,8 @@ def test_growth_is_measured_along_every_axis_and_drawn(monkeypatch, tmp_path, ca
     monkeypatch.setattr(growth, "BASE", SMALL)
     cases = growth.cases
     monkeypatch.setattr(growth, "cases", lambda largest: cases(2))
-    found = report.part(request(part="growth", out=tmp_path))["growth"]
+    found = report.part(request(part="growth"))["growth"]
+    draw_growth(**found, out=tmp_path)
     assert set(found["slopes"]) == {"rollouts", "response tokens", "parameters", "vocabulary"}
     assert (tmp_path / "growth.png").stat().st_size > 10_000
     assert len((tmp_path / "growth.csv").read_text().splitlines()) == 1 + len(found["points"]) == 9

@@ -11,14 +11,17 @@ from drpo_bench.analysis.style import RC
 COLORS = {"rollout": ("#0072B2", "o", "-"), "trainer": ("#D55E00", "s", "--")}
 
 
-def draw_growth(points: Sequence[dict[str, Any]], slopes: dict[str, tuple[float, float]], path: Path) -> None:
-    """One panel an axis, both logarithmic; in each panel the slope of the upper half of either line."""
+def draw_growth(points: Sequence[dict[str, Any]], slopes: dict[str, tuple[float, float]], out: Path) -> None:
+    """growth.png, one panel an axis, both logarithmic, with the slope of the upper half of each line; growth.csv."""
     import matplotlib
+    import pandas as pd
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.ticker import EngFormatter, NullLocator
 
+    out.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(points).to_csv(out / "growth.csv", index=False)
     axes = list(slopes)
     with plt.rc_context(RC):
         figure, panels = plt.subplots(1, len(axes), figsize=(2.3 * len(axes), 2.5), sharey=True, layout="constrained")
@@ -35,5 +38,5 @@ def draw_growth(points: Sequence[dict[str, Any]], slopes: dict[str, tuple[float,
             panel.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
             panel.xaxis.set_minor_locator(NullLocator())
         panels[0].set_ylabel("seconds")
-        figure.savefig(path)
+        figure.savefig(out / "growth.png")
         plt.close(figure)

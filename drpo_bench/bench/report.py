@@ -37,7 +37,6 @@ class Request:
     repeats: int
     peer_python: Path | None
     warmstarts: Path
-    out: Path
     against: Path | None
 
     def check(self) -> None:
@@ -61,8 +60,8 @@ class Request:
             raise UserError(f"--precision {self.precision}: TRL trains in fp32 on a CPU, so --peer trl compares fp32")
 
 
-def bench(request: Request, as_json: bool) -> bool:
-    """Measure and print. False if a ratio has fallen behind that of `--against`."""
+def bench(request: Request, as_json: bool) -> dict[str, Any]:
+    """Measure and print; `fallen_behind` says which ratios have, compared with those of `--against`."""
     request.check()
     earlier = read_reports(request.against) if request.against else None
     torch.set_num_threads(request.threads)
@@ -72,7 +71,7 @@ def bench(request: Request, as_json: bool) -> bool:
         print(json.dumps(report, indent=1))  # noqa: T201
     else:
         show(report)
-    return not report["fallen_behind"]
+    return report
 
 
 def measure(request: Request, shape: Shape) -> dict[str, Any]:
@@ -99,28 +98,16 @@ def measure(request: Request, shape: Shape) -> dict[str, Any]:
 def part(request: Request) -> dict[str, Any]:
     """What is measured besides speed."""
     if request.part == "growth":
-        return {"growth": growth(request)}
+        from drpo_bench.bench import growth
+
+        points = growth.measure(request.repeats)
+        return {"growth": {"points": [asdict(point) for point in points], "slopes": growth.slopes(points)}}
     from drpo_bench.bench import startup, workers
 
     with tempfile.TemporaryDirectory() as folder:
         if request.part == "startup":
             return {"startup": startup.measure(Path(folder), request.repeats)}
         return {"workers": workers.measure(Path(folder))}
-
-
-def growth(request: Request) -> dict[str, Any]:
-    """The curves, with their figure and CSV in `request.out`."""
-    import pandas as pd
-
-    from drpo_bench.analysis.growth import draw_growth
-    from drpo_bench.bench.growth import measure, slopes
-
-    points = measure(request.repeats)
-    rows, found = [asdict(point) for point in points], slopes(points)
-    request.out.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(request.out / "growth.csv", index=False)
-    draw_growth(rows, found, request.out / "growth.png")
-    return {"points": rows, "slopes": found}
 
 
 def against(request: Request, precision: PrecisionConfig, shape: Shape) -> list[Comparison]:
