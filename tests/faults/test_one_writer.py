@@ -48,13 +48,18 @@ def writers(folder: Path) -> dict[str, list[psutil.Process]]:
     logs = {str(RunDir(path).log): path.name for path in folder.glob("runs/*/")}
     found: dict[str, list[psutil.Process]] = {}
     for process in psutil.process_iter():
-        try:
-            target = str(Path(f"/proc/{process.pid}/fd/1").readlink())
-        except OSError:  # it ended, or is another user's
-            continue
-        if target in logs:
+        if (target := output_of(process)) in logs:
             found.setdefault(logs[target], []).append(process)
-    return found
+    # Looked at again: one that was seen first may have ended before the next began.
+    return {run_id: [p for p in seen if output_of(p) in logs] for run_id, seen in found.items()}
+
+
+def output_of(process: psutil.Process) -> str:
+    """Where its standard output goes; nothing where it has ended or is another user's."""
+    try:
+        return str(Path(f"/proc/{process.pid}/fd/1").readlink())
+    except OSError:
+        return ""
 
 
 def wait_for_both(folder: Path, runner: subprocess.Popen[bytes]) -> dict[str, psutil.Process]:
