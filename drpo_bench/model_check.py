@@ -58,7 +58,7 @@ def differs(ours: Tensor, expected: Tensor) -> bool:
 
 
 def logits_of(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Logits [B, T, V] as the trainer computes them."""
+    """Logits [B, T, V] as the trainer computes them, in the padded pass."""
     rows, width = ids.shape
     return padded_logits(model, ids, torch.arange(rows * width, device=ids.device)).view(rows, width, -1)
 

@@ -7,8 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from drpo_bench.bench.timing import timed
 
 RUN = ("--only", "loss=drpo", "--only", "seed=0", "--workers", "1", "--set", "train.steps=1")
 IMPORTS = {
@@ -45,15 +48,10 @@ def first_step(out: Path, name: str) -> float:
 
 def measure(folder: Path, repeats: int) -> dict[str, Any]:
     """Medians of the start-up and of its imports, each in a process of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
     run_cli("quickstart", folder, *RUN, "--set", "experiment.name=first")  # the warm start, and files into memory
     steps = [first_step(folder, f"startup{i}") for i in range(repeats)]
     parts = {}
     for what, code in IMPORTS.items():
-        seconds = []
-        for _ in range(repeats):
-            begin = time.perf_counter()
-            subprocess.run([sys.executable, "-c", code], check=True)
-            seconds.append(time.perf_counter() - begin)
-        parts[what] = statistics.median(seconds)
+        work = partial(subprocess.check_call, [sys.executable, "-c", code])
+        parts[what] = statistics.median(timed(work)[0] for _ in range(repeats))
     return {"seconds": statistics.median(steps), "range": [min(steps), max(steps)], "imports": parts}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,14 +93,21 @@ def timed(work: Work) -> tuple[float, int]:
     return time.perf_counter() - begin, tokens
 
 
+@contextmanager
+def loaded_is_kept() -> Iterator[None]:
+    """As in a run's process, what is loaded is not searched for garbage, for a quarter of a second each time."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def take_turns(works: Sequence[Work], repeats: int) -> list[Measured]:
     """Every contestant `repeats` times, one after the other, after one round that is not counted."""
     for work in works:
         work()
-    gc.collect()
-    gc.freeze()  # as in a run's process: what is loaded is not searched for garbage, a quarter of a second each time
-    try:
+    with loaded_is_kept():
         rounds = [[timed(work) for work in works] for _ in range(repeats)]
-    finally:
-        gc.unfreeze()
     return [Measured(*zip(*column, strict=True)) for column in zip(*rounds, strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 
 from drpo_bench.bench import trl_server
 from drpo_bench.bench.shapes import Shape
-from drpo_bench.bench.timing import Comparison, Measured
+from drpo_bench.bench.timing import Comparison, Measured, loaded_is_kept
 from drpo_bench.config import RunConfig
 from drpo_bench.errors import UserError
 from drpo_bench.records import RunDir, read_records
@@ -42,7 +41,10 @@ def find_python(named: Path | None) -> Path | None:
 
 
 def run_config(size: str, threads: int, shape: Shape, measure_every: int) -> RunConfig:
-    """GRPO on arithmetic problems of about the shape's lengths, in fp32, rollouts fresh; as TRL's side does it."""
+    """GRPO on arithmetic problems of about the shape's lengths, in fp32, rollouts fresh; as TRL's side does it.
+
+    The ratio is to the trainer's own logprobs, so a batch is scored once before its updates on either side.
+    """
     fields: dict[str, Any] = {
         "experiment": {"name": "bench"},
         "model": {"name": size},
@@ -54,7 +56,7 @@ def run_config(size: str, threads: int, shape: Shape, measure_every: int) -> Run
             "max_new_tokens": shape.response + 5,
             "lag": 0,
         },
-        "train": {"steps": NEVER, "updates_per_batch": UPDATES, "lr": LR},
+        "train": {"steps": NEVER, "updates_per_batch": UPDATES, "lr": LR, "anchor": "old"},
         "eval": {"every": NEVER, "problems": 64},
         "checkpoint": {"every": NEVER},
         "metrics": {"every": measure_every},
@@ -70,7 +72,7 @@ def compare(
 ) -> list[Comparison]:
     """Whole batches, in turn: sampling, grading, updates, and what each side records of them.
 
-    We take two turns: with mismatch and drift of every batch, which is the default, and with those of none.
+    We take two turns: with drift measured at every batch, which is the default and scores it again, and at none.
     """
     python = find_python(peer_python)
     if python is None:
@@ -85,8 +87,8 @@ def compare(
         for trainer in trainers:
             own_batch(trainer)
         server.batch()
-        gc.freeze()  # as in a run's process
-        turns = [(*map(own_batch, trainers), server.batch()) for _ in range(repeats)]
+        with loaded_is_kept():
+            turns = [(*map(own_batch, trainers), server.batch()) for _ in range(repeats)]
     *ours, theirs = (Measured(*zip(*side, strict=True)) for side in zip(*turns, strict=True))
     return [Comparison(what, own, NAME, theirs, by_rate=False) for what, own in zip(WHATS, ours, strict=True)]
 

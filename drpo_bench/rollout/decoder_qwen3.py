@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from drpo_bench.packed.pointwise import rotate
+from drpo_bench.packed.weights import read_layer, rotation
 from drpo_bench.precision import quantise_e4m3, round_to
 from drpo_bench.precision_fp8 import Fp8Linear, quantise_slices
 from drpo_bench.qwen3 import is_hooked, is_plain_qwen3
@@ -57,33 +59,6 @@ def supports(model: PreTrainedModel, rounding: Rounding) -> bool:
     return is_plain_qwen3(model, linear) and is_hooked(model) == rounding.needs_hooks
 
 
-@dataclass(frozen=True)
-class Layer:
-    """The weights of one block; those applied to one input stand one above the other."""
-
-    input_norm: Tensor
-    qkv: Tensor
-    head_norm: Tensor  # [heads + kv_heads, head_dim]
-    output: Tensor
-    mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
-
-
-def read_layer(block: Any, heads: int, kv_heads: int, rounding: Rounding) -> Layer:
-    attention, mlp, weight = block.self_attn, block.mlp, rounding.weight
-    q_norm, k_norm = attention.q_norm.weight, attention.k_norm.weight
-    return Layer(
-        input_norm=block.input_layernorm.weight,
-        qkv=torch.cat([weight(attention.q_proj), weight(attention.k_proj), weight(attention.v_proj)]),
-        head_norm=torch.cat([q_norm.expand(heads, -1), k_norm.expand(kv_heads, -1)]),
-        output=weight(attention.o_proj),
-        mlp_norm=block.post_attention_layernorm.weight,
-        gate_up=torch.cat([weight(mlp.gate_proj), weight(mlp.up_proj)]),
-        down=weight(mlp.down_proj),
-    )
-
-
 class Qwen3Decoder:
     """Reads the weights when it is made, so a decoder serves one `generate` call: weights change in between."""
 
@@ -95,7 +70,7 @@ class Qwen3Decoder:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim, self.eps, self.rounding = config.head_dim, config.rms_norm_eps, rounding
         self.embedding, self.norm = base.embed_tokens.weight, base.norm.weight
-        self.layers = [read_layer(block, self.heads, self.kv_heads, rounding) for block in base.layers]
+        self.layers = [read_layer(block, self.heads, self.kv_heads, rounding.weight) for block in base.layers]
         self.inv_freq = base.rotary_emb.inv_freq
 
     @torch.inference_mode()
@@ -103,10 +78,8 @@ class Qwen3Decoder:
         num_prompts, width = ids.shape
         dtype = self.embedding.dtype
         self.length, self.max_new_tokens = 0, max_new_tokens
-        angles = torch.arange(width + max_new_tokens, device=ids.device)[:, None] * self.inv_freq.float()
-        cos, sin = self.rounding.store(angles.cos()).to(dtype), self.rounding.store(angles.sin()).to(dtype)
-        self.cos = torch.cat([cos, cos], -1)[:, None]  # [positions, 1, head_dim]
-        self.sin = torch.cat([-sin, sin], -1)[:, None]
+        every = torch.arange(width + max_new_tokens, device=ids.device)
+        self.cos, self.sin = rotation(every, self.inv_freq, lambda values: self.rounding.store(values).to(dtype))
         self.cache, self.prompts = self._allocate(num_prompts, width), None
         # Added to the scores. A padding query sees itself, lest its softmax be of nothing.
         bias = self.cache.new_zeros(num_prompts, 1, 1, width).masked_fill_(mask[:, None, None] == 0, -torch.inf)
@@ -167,9 +140,7 @@ class Qwen3Decoder:
         rows = cache.shape[1]
         width = len(heads) // rows
         start, end = self.length, self.length + width
-        turned = self._normed(heads[:, :-kv_heads], self.layers[number].head_norm)
-        swapped = torch.cat([turned[..., dim // 2 :], turned[..., : dim // 2]], -1)
-        turned = torch.addcmul(turned * cos, swapped, sin)
+        turned = rotate(self._normed(heads[:, :-kv_heads], self.layers[number].head_norm), cos, sin)
         new_keys, new_values = self.rounding.cached(turned[:, self.heads :]), self.rounding.cached(heads[:, -kv_heads:])
         cache[0, :, :, start:end] = new_keys.view(rows, width, kv_heads, dim).transpose(1, 2)
         cache[1, :, :, start:end] = new_values.view(rows, width, kv_heads, dim).transpose(1, 2)
